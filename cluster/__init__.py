@@ -1,0 +1,1 @@
+"""Where it runs: connecting to Ray, submitting jobs, Kubernetes manifests, schedules."""

@@ -1,0 +1,1 @@
+"""Where it is kept: object storage, clip sources and lists, the feature table, quarantine."""

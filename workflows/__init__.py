@@ -1,0 +1,1 @@
+"""What a person runs: one file per workflow, composed of tasks; the command line."""
