@@ -71,7 +71,7 @@ def pool_sizes(
         "auto" takes GPUs when there are any.
     elastic
         The cluster may grow (autoscaler, nodes added later): pools may outgrow today's nodes, up to the ceilings given.
-        With `max_gpus` the forward pool asks for GPUs even when none is up yet: that is what makes an autoscaler add them.
+        With `max_gpus` the forward pool asks for GPUs even when none is up yet, and an autoscaler adds them.
     node_cpus
         CPUs of the smallest node that should hold a forward actor; an actor on CPU never reserves more.
     gpu_fraction
@@ -124,8 +124,8 @@ def pool_options(where: str | None) -> dict[str, Any]:
     Parameters
     ----------
     where
-        "key=value[,key=value]" selects nodes by Ray label; "name" or "name:amount" reserves a custom resource; None leaves
-        it to Ray.
+        "key=value[,key=value]" selects nodes by Ray label; "name" or "name:amount" reserves a custom resource; None
+        leaves it to Ray.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def _bounded(have: float, ceiling: float | None, elastic: bool) -> float:
 def _on_gpus(cpus: float, now: float, later: float, fraction: float, actor_cpus: float, decode_cpus: float) -> Pools:
     ceiling = int(later / fraction + 1e-9)
     actors = max(1, int(now / fraction + 1e-9))
-    # few cores beside the GPUs: an actor mostly waits on its device, so it gives way before decoding is left without one
+    # few cores beside the GPUs: an actor mostly waits on its device, so it gives way before decoding has none
     if actors * actor_cpus + decode_cpus > cpus:
         actor_cpus = max(0.0, math.floor((cpus - decode_cpus) / actors * 100) / 100)
     return Pools(
