@@ -1,0 +1,442 @@
+"""Extract VideoMAE V2 features of every clip that lacks them: `pthnet extract videos/ --features features/`.
+
+The whole pipeline, top-down: list -> plan -> probe -> cut -> decode -> forward -> write -> commit. Run again, it does
+what is missing.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from workflows.extract_report import Progress, print_plan, print_report
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cluster.pools import Pools
+    from pthnet.extractor import Extractor
+    from storage.features import FeatureTable
+    from storage.plan import Plan
+    from tasks.commit import Totals
+    from tasks.shard import Written
+
+
+WHOLE_MARGIN = 4  # a clip decoded whole may hold this many times the frames its header led us to expect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an extraction runs; what it computes is the Extractor's.
+
+    Attributes
+    ----------
+    max_attempts
+        Times a clip that fails is tried before it stays in quarantine, over all runs.
+    retry_quarantined
+        Try every quarantined clip once more.
+    decode_timeout_s
+        Seconds one segment may take to decode before its decoder is killed.
+    segment_frames
+        Longer clips are cut into segments of this many frames.
+    shard_bytes, commit_every_s
+        A shard is written, and what is written committed, when either is reached.
+    batch_clips
+        Segments in one batch of the forward stage.
+    """
+
+    max_attempts: int = 1
+    retry_quarantined: bool = False
+    decode_timeout_s: float = 120.0
+    segment_frames: int = 512
+    shard_bytes: int = 64 << 20
+    commit_every_s: float = 60.0
+    batch_clips: int = 16
+    micro_batch: int | None = None
+    max_cpus: float | None = None
+    max_gpus: float | None = None
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    decode_on: str | None = None
+    forward_on: str | None = None
+    measure: bool = True
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What an extraction did; also the JSON kept beside the table.
+
+    Attributes
+    ----------
+    planned
+        How the clips of the sources were judged; see `storage.plan.Plan`.
+    done, failed
+        Clips that ended in features, and in quarantine by kind.
+    version, commits
+        Delta version afterwards, and commits made.
+    seconds
+        By stage, summed over workers: decode, wait (of the forward stage, for decoded frames), forward, write, commit.
+    windows_per_s, bare_windows_per_s, speed_of_light
+        Of the pipeline from its first to its last row, of a bare forward loop on the same devices, and their ratio.
+    bound_by
+        What kept the ratio from 1.
+    """
+
+    features: str
+    extractor: str
+    run_id: str
+    clips: int
+    planned: dict[str, int]
+    done: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    segments: int = 0
+    windows: int = 0
+    version: int = -1
+    commits: int = 0
+    wall_s: float = 0.0
+    pipeline_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    windows_per_s: float = 0.0
+    bare_windows_per_s: float = 0.0
+    speed_of_light: float | None = None
+    bound_by: str = ""
+    batch_fill: float = 0.0
+
+    @property
+    def failure_rate(self) -> float:
+        """Failed clips among those tried."""
+        failed = sum(self.failed.values())
+        return failed / (failed + self.done) if failed else 0.0
+
+    def take(self, totals: "Totals", ended_at: float) -> None:
+        """Take the totals of the run over; the pipeline ran from its first ready worker to `ended_at`."""
+        self.done, self.failed = totals.clips, dict(totals.failed)
+        self.segments, self.windows, self.commits = totals.segments, totals.windows, totals.commits
+        self.seconds = {stage: round(seconds, 3) for stage, seconds in totals.seconds.items()}
+        self.batch_fill = totals.batch_fill
+        self.pipeline_s = ended_at - totals.ready_at if totals.ready_at else 0.0
+        self.windows_per_s = totals.windows / self.pipeline_s if self.pipeline_s else 0.0
+        self.bare_windows_per_s = totals.bare_rate
+        if totals.bare_rate and totals.windows:
+            self.speed_of_light = self.windows_per_s / totals.bare_rate
+            forward, waiting = totals.seconds["forward"], totals.seconds["wait"]
+            self.bound_by = "decoding" if waiting > 0.1 * (forward + waiting) else "the forward pass"
+
+
+def extract(
+    sources: list[str],
+    /,
+    *,
+    features: str,
+    root: str | None = None,
+    backbone: str = "small",
+    weights: str | None = None,
+    random_weights: int | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    tail: Literal["cover", "drop"] = "cover",
+    normalize: Literal["none", "imagenet"] = "none",
+    directions: Literal["both", "forward", "reverse"] = "both",
+    fingerprint: Literal["stat", "sha256"] = "stat",
+    dry_run: bool = False,
+    max_attempts: int = 1,
+    retry_quarantined: bool = False,
+    max_failure_rate: float = 0.5,
+    decode_timeout: float = 120.0,
+    device: Literal["auto", "cuda", "cpu"] = "auto",
+    micro_batch: int | None = None,
+    max_cpus: float | None = None,
+    max_gpus: float | None = None,
+    decode_on: str | None = None,
+    forward_on: str | None = None,
+    address: str | None = None,
+    json: bool = False,
+) -> int:
+    """Extract features of every clip that is new, changed, or lacks them from this extractor.
+
+    Parameters
+    ----------
+    sources
+        Video files, globs, directories, folders of frames, s3:// prefixes, or lists (.txt, .csv, .parquet).
+    features
+        The feature table: a local directory or s3://bucket/prefix. Made when it is not there.
+    root
+        Directory or prefix that clip names are relative to.
+    backbone
+        tiny (ours, for trying out), small, base, large, huge or giant.
+    weights
+        Checkpoint of the backbone: .pth or .safetensors, local or s3://.
+    random_weights
+        Instead of weights: draw them from this seed. Features of random weights carry little meaning.
+    precision
+        auto is bf16 on GPUs and on CPUs that have it, else fp32. fp32 is exact.
+    tail
+        cover: the last window is clamped so that every frame is seen. drop: the tail is left out.
+    normalize
+        none is what the published features were made with.
+    directions
+        Which directions of time to extract.
+    fingerprint
+        How a local clip's content is recognised: stat (size and modification time) or sha256.
+    dry_run
+        Say what would be done, do nothing.
+    max_attempts
+        Runs in which a failing clip is tried before it stays in quarantine.
+    retry_quarantined
+        Try quarantined clips once more.
+    max_failure_rate
+        Exit code 1 when more than this share of the clips tried failed.
+    decode_timeout
+        Seconds one clip (or segment of a long one) may take to decode.
+    device
+        Where the forward pass runs.
+    micro_batch
+        Windows per forward pass; found for the device by default.
+    max_cpus, max_gpus
+        Most of the cluster this run may take.
+    decode_on, forward_on
+        Nodes for the two pools: a label (pool=decode) or a custom resource (name:amount).
+    address
+        Ray cluster; by default RAY_ADDRESS, else this machine.
+    json
+        Print the report as JSON.
+    """
+    from tasks.resolve import resolve_extractor
+
+    extractor = resolve_extractor(
+        backbone,
+        weights=weights,
+        random_weights=random_weights,
+        precision=precision,
+        device=forward_device(device, max_gpus, address),
+        tail=tail,
+        normalize=normalize,
+        directions=("forward", "reverse") if directions == "both" else (directions,),
+    )
+    settings = Settings(
+        max_attempts=max_attempts,
+        retry_quarantined=retry_quarantined,
+        decode_timeout_s=decode_timeout,
+        micro_batch=micro_batch,
+        max_cpus=max_cpus,
+        max_gpus=max_gpus,
+        device=device,
+        decode_on=decode_on,
+        forward_on=forward_on,
+    )
+    clips = listed(sources, root, fingerprint)
+    if dry_run:
+        print_plan(planned(clips, features, extractor, settings), features, extractor.id, as_json=json)
+        return 0
+    report = run(clips, features, extractor, weights=weights, settings=settings, address=address)
+    print_report(report, as_json=json)
+    return 1 if report.failure_rate > max_failure_rate else 0
+
+
+def listed(sources: Sequence[str], root: str | None = None, fingerprint: str = "stat") -> "pa.Table":
+    """The clips of the sources, schema CLIPS."""
+    from storage.sources import list_clips
+
+    return list_clips(sources, root=root, fingerprint=fingerprint)
+
+
+def planned(clips: "pa.Table", features: str, extractor: "Extractor", settings: Settings) -> "Plan":
+    """Judge the clips against what the table and its quarantine hold."""
+    from storage import quarantine
+    from storage.features import FeatureTable
+    from storage.plan import plan
+
+    return plan(
+        clips,
+        FeatureTable(features).keys(extractor.id),
+        quarantine.read(features, extractor.id),
+        extractor.id,
+        max_attempts=settings.max_attempts,
+        retry_quarantined=settings.retry_quarantined,
+    )
+
+
+def run(
+    clips: "pa.Table",
+    features: str,
+    extractor: "Extractor",
+    *,
+    weights: str | None = None,
+    settings: Settings | None = None,
+    address: str | None = None,
+    decode: "Callable[..., pa.Table] | None" = None,
+) -> Report:
+    """Extract what is missing, commit as it goes, and keep a summary beside the table.
+
+    Parameters
+    ----------
+    clips
+        Schema CLIPS.
+    decode
+        Replaces the decode stage in benchmarks; called like `tasks.decode_rows.decode_rows`.
+
+    Raises
+    ------
+    FencedOut
+        When another run of this extractor commits to the table meanwhile.
+    """
+    from storage.commits import committed
+    from storage.features import FeatureTable
+    from storage.runs import new_run_id, write_run
+    from tasks.commit import Committer
+
+    settings = settings or Settings()
+    started = time.perf_counter()
+    application = f"pthnet/{extractor.id}"
+    base = committed(features, application)  # before the plan: what another run commits after it must fence us out
+    todo = planned(clips, features, extractor, settings)
+    report = Report(
+        features=features,
+        extractor=extractor.id,
+        run_id=new_run_id(),
+        clips=clips.num_rows,
+        planned=todo.counts,
+    )
+    table = FeatureTable(features)
+    table.put_extractor(extractor.id, extractor.to_json())
+    if todo.todo.num_rows:
+        committer = Committer(features, application, base, report.run_id)
+        with Progress(todo.todo.num_rows) as progress:
+            for written in _pipeline(todo.todo, table, extractor, weights, settings, report.run_id, address, decode):
+                committer.add(written)
+                if committer.waiting_bytes >= settings.shard_bytes or committer.waited_s >= settings.commit_every_s:
+                    committer.commit()
+                    progress.committed(committer.totals)
+                progress.update(committer.totals)
+            committer.commit()
+            progress.committed(committer.totals)
+        report.take(committer.totals, time.time())
+    report.version = table.version()
+    report.wall_s = time.perf_counter() - started
+    write_run(features, report.run_id, asdict(report))
+    return report
+
+
+def _pipeline(
+    todo: "pa.Table",
+    table: "FeatureTable",
+    extractor: "Extractor",
+    weights: str | None,
+    settings: Settings,
+    run_id: str,
+    address: str | None,
+    decode: "Callable[..., pa.Table] | None",
+) -> "Iterator[Written]":
+    """The stages and their resources, first to last; yields what each write task did as it ends."""
+    import pyarrow as pa
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    from cluster.connect import connect
+    from cluster.pools import pool_options, pool_sizes
+    from pthnet.pixels import shipped_size
+    from tasks.decode_rows import decode_rows
+    from tasks.extract import ExtractFeatures
+    from tasks.segments import SegmentLimits, blocks, cut, probe_rows, without_done
+
+    resources = connect(address)
+    pools = pool_sizes(resources, settings.max_cpus, settings.max_gpus, device=settings.device)
+    shipped = shipped_size(extractor.precision, extractor.image_size)
+    image_size = shipped[0] if shipped else None
+    limits = SegmentLimits(frames=settings.segment_frames)
+    decode_options = {"num_cpus": pools.decode_cpus, **pool_options(settings.decode_on)}
+
+    probing = ray.remote(probe_rows).options(**decode_options)
+    chunks = [probing.remote(block, limits, image_size) for block in blocks(todo, pools.decode_tasks, most_rows=256)]
+    segments = without_done(cut(pa.concat_tables(ray.get(chunks))), table.keys(extractor.id), extractor.id)
+
+    rows = (
+        quiet(ray.data.from_arrow(blocks(segments, pools.decode_tasks + pools.gpu_actors)))
+        .map_batches(
+            partial(
+                decode or decode_rows,
+                image_size=image_size,
+                timeout_s=settings.decode_timeout_s,
+                whole_limit=settings.segment_frames * WHOLE_MARGIN,
+                tail=extractor.tail,
+            ),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=TaskPoolStrategy(size=pools.decode_tasks),
+            **decode_options,
+        )
+        .map_batches(
+            ExtractFeatures,
+            fn_constructor_args=(extractor,),
+            fn_constructor_kwargs={
+                "weights": weights,
+                "device": pools.device,
+                "threads": forward_threads(resources, pools),
+                "micro_batch": settings.micro_batch,
+                "measure": settings.measure,
+            },
+            batch_size=settings.batch_clips,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(size=pools.gpu_actors),  # fixed: a pool that breathes reloads weights
+            num_cpus=pools.actor_cpus,
+            num_gpus=pools.actor_gpus,
+            **pool_options(settings.forward_on),
+        )
+    )
+    yield from _written(rows, table.uri, extractor.id, run_id, settings)
+
+
+def _written(rows: Any, uri: str, extractor_id: str, run_id: str, settings: Settings) -> "Iterator[Written]":
+    """Group the pipeline's blocks into shards, written where they lie; only references pass through here."""
+    import ray
+
+    from tasks.shard import write_rows
+
+    write = ray.remote(num_cpus=0)(cast("Any", write_rows))
+    keywords = {"uri": uri, "extractor_id": extractor_id, "run_id": run_id}
+    held: list[Any] = []
+    writing: list[Any] = []
+    size, since = 0, time.monotonic()
+    for bundle in rows.iter_internal_ref_bundles():
+        held.extend(entry.ref for entry in bundle.blocks)
+        size += bundle.size_bytes()
+        if size >= settings.shard_bytes or time.monotonic() - since >= settings.commit_every_s:
+            writing.append(write.remote(*held, **keywords))
+            held, size, since = [], 0, time.monotonic()
+        ended, writing = ray.wait(writing, num_returns=len(writing), timeout=0) if writing else ([], [])
+        yield from ray.get(ended)
+    if held:
+        writing.append(write.remote(*held, **keywords))
+    while writing:
+        ended, writing = ray.wait(writing)
+        yield from ray.get(ended)
+
+
+def forward_device(device: str, max_gpus: float | None, address: str | None) -> str:
+    """Where the forward pass will run, asked of the cluster only where there is one."""
+    import os
+
+    if device != "auto":
+        return device
+    if max_gpus == 0:
+        return "cpu"
+    if address or os.environ.get("RAY_ADDRESS"):
+        from cluster.connect import connect
+
+        return "cuda" if connect(address).get("GPU", 0) else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def forward_threads(resources: dict[str, Any], pools: "Pools") -> int:
+    """Threads of a forward actor on CPU: decoding is light, so the actors share all cores of the cluster."""
+    return max(1, int(resources.get("CPU", 1)) // pools.gpu_actors)
+
+
+def quiet(dataset: Any) -> Any:
+    """Ray Data without its own progress bars and logs: the workflow has one bar for all stages."""
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return dataset
