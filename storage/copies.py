@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from storage import files
+from storage.clips import frame_names, frames_content, sha256_content
 from storage.errors import Unreadable
 from storage.files import ATTEMPTS, Entry
-from storage.sources import frame_names, frames_content, sha256_content
 
 _BLOCK = 1 << 20  # bytes held while an object is downloaded
 
@@ -107,7 +107,7 @@ def _fetch_frames(uri: str, folder: str, content: str | None) -> str:
 
 
 def _download(uri: str, bucket: str, key: str, path: str, etag: str | None) -> None:
-    """Copy an object block by block; a connection lost midway goes on where it stopped, if the object is still the same."""
+    """Copy an object block by block; a lost connection goes on where it stopped, if the object is the same."""
     from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
     done, whole = 0, None

@@ -1,36 +1,38 @@
 r"""Annotation lists: which clip has which label.
 
 Forms read:
-- text, "<path> <count> <label>" a line, split from the right, so that paths may hold spaces. The path ends in .npy (count =
-  windows) or names a folder of frames or a video (count = frames).
+- text, "<path> <count> <label>" a line, split from the right, so that paths may hold spaces. The path ends in .npy
+  (count = windows) or names a folder of frames or a video (count = frames).
 - CSV with the columns filePath,expression (images), or clip_id or uri, and label, split, count as they come.
 - Parquet with the latter columns.
 
-clip_id of a path: "\" becomes "/", a drive letter, "./" and leading "/" go, and so do the suffix of a feature file, video or
-image and everything up to and including "get_features/<dataset>/th14_vit_g_16_<stride>..../". What `strip` names is then
-taken off the front. "D:\get_features\FERV39k\th14_vit_g_16_16\Crime\Angry\0063.npy" is "Crime/Angry/0063", the id that a
-source whose root holds Crime/ gives the video.
+clip_id of a path: "\" becomes "/", a drive letter, "./" and leading "/" go, and so do the suffix of a feature file,
+video or image and everything up to and including "get_features/<dataset>/th14_vit_g_16_<stride>..../". What `strip`
+names is then taken off the front. "D:\get_features\FERV39k\th14_vit_g_16_16\Crime\Angry\0063.npy" is
+"Crime/Angry/0063", the id that a source whose root holds Crime/ gives the video.
 """
 
 import csv
 import hashlib
 import io
+import os
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage import files
+from storage.clips import stem
 from storage.errors import StorageError
-from storage.sources import stem
 
 LIST = pa.schema([("clip_id", pa.string()), ("label", pa.int32()), ("count", pa.int32())])
 _FEATURE_FOLDER = re.compile(r"(?:^|/)th14_vit_g_16_(\d+)[^/]*/")
 _FEATURE_ROOT = re.compile(r"^.*?(?:^|/)get_features/[^/]+/")
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """One row of a list, as it stands there."""
 
     clip_id: str
@@ -51,20 +53,23 @@ def clip_id_of(path: str, strip: str = "") -> str:
     while path.startswith(("./", "/")):
         path = path[2:] if path.startswith("./") else path[1:]
     path = path.removesuffix(".npy").rstrip("/")
-    prefix = strip.strip("/").replace("\\", "/")
+    prefix = _without_scheme(strip).replace("\\", "/").strip("/")
     if prefix and path.startswith(prefix + "/"):
         path = path[len(prefix) + 1 :]
     return stem(path)
 
 
 def read_rows(path: str, *, strip: str = "") -> list[Row]:
-    """The rows of a list in any of the forms.
+    """The rows of a list in any of the forms; absolute paths lose `strip`, by default the folder of the list.
 
     Raises
     ------
     StorageError
         For a missing or empty list, or a row that cannot be read; it names the line.
     """
+    if not strip:
+        folder = path.rpartition("/")[0]
+        strip = folder if files.is_s3(path) else os.path.abspath(files.local_path(folder))
     try:
         data = files.read_bytes(path)
     except FileNotFoundError:
@@ -114,7 +119,7 @@ def _csv_rows(path: str, text: str, strip: str) -> list[Row]:
             continue
         if len(values) != len(header):
             raise StorageError(
-                f"{path}, line {reader.line_num}: {len(values)} fields under a header of {len(header)}; quote its commas"
+                f"{path}, line {reader.line_num}: {len(values)} fields under {len(header)} names; quote its commas"
             )
         fields = {name: value.strip() for name, value in zip(names, values, strict=True) if name}
         rows.append(_row(path, fields, reader.line_num, strip))
@@ -191,14 +196,15 @@ def read_list(
         other = seen.setdefault(row.clip_id, (label, row))
         if other[0] != label:
             raise StorageError(
-                f"{path}, line {row.line}: clip {row.clip_id!r} has label {label} here and {other[0]} in line {other[1].line}"
+                f"{path}, line {row.line}: clip {row.clip_id!r} has label {label} here, {other[0]} in line {other[1].line}"
             )
     labels, kept = zip(*seen.values(), strict=True)
+    counts = [row.count for row in kept]
     table = pa.table(
         [
             pa.array(list(seen), pa.string()),
             pa.array(labels, pa.int32()),
-            pa.array([r.count for r in kept], pa.int32()),
+            pa.array(counts, pa.int32()),
         ],
         schema=LIST,
     )
@@ -249,7 +255,7 @@ def list_digest(table: pa.Table) -> str:
 
 
 def write_list(table: pa.Table, path: str) -> None:
-    """Write clip_id, label (and count, split, uri where there are such columns): .csv, .parquet, or text in the published form."""
+    """Write a list, its form by the suffix: .csv or .parquet with all its columns, else text in the published form."""
     if path.lower().endswith(".parquet"):
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)

@@ -11,42 +11,30 @@ content is what changes when the bytes do: local "<size>-<mtime in ns>", or "sha
 
 import fnmatch
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from storage import files
+from storage.clips import (
+    CLIPS,
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Clip,
+    classify,
+    file_clip,
+    object_clip,
+    sha256_content,
+    stem,
+    suffix_of,
+)
 from storage.errors import StorageError
 from storage.files import Entry
+from storage.listed import clips_of_list
 
-CLIPS = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("uri", pa.string()),
-        ("kind", pa.string()),  # video, frames or image
-        ("content", pa.string()),
-        ("size", pa.int64()),  # bytes
-    ]
-)
-VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".ogv"]
-)
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"])
 LIST_SUFFIXES = frozenset([".txt", ".csv", ".parquet"])
-
-
-class Clip(NamedTuple):
-    """One row of CLIPS."""
-
-    clip_id: str
-    uri: str
-    kind: str
-    content: str
-    size: int
 
 
 def list_clips(sources: Sequence[str], *, root: str | None = None, fingerprint: str = "stat") -> pa.Table:
@@ -104,9 +92,7 @@ def _add(found: dict[str, Clip], clip: Clip) -> None:
 
 
 def _clips_of(source: str, root: str | None) -> Iterable[Clip]:
-    from storage.listed import clips_of_list
-
-    suffix = _suffix(source)
+    suffix = suffix_of(source)
     if source.startswith("list:") or (suffix in LIST_SUFFIXES and not _is_folder(source)):
         return clips_of_list(source.removeprefix("list:"), root)
     if files.is_s3(source):
@@ -115,7 +101,7 @@ def _clips_of(source: str, root: str | None) -> Iterable[Clip]:
     if os.path.isdir(path):
         return _from_folder(path, root)
     if os.path.isfile(path):
-        return [_single(path, _id(path, root or os.path.dirname(path)))]
+        return [file_clip(path, _id(path, root or os.path.dirname(path)))]
     if any(c in path for c in "*?["):
         return _from_glob(path, root)
     raise StorageError(f"{source}: no such file or folder")
@@ -123,16 +109,6 @@ def _clips_of(source: str, root: str | None) -> Iterable[Clip]:
 
 def _is_folder(source: str) -> bool:
     return not files.is_s3(source) and os.path.isdir(files.local_path(source))
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def stem(path: str) -> str:
-    """A path without the suffix of a video or an image ("a/b.c.mp4" -> "a/b.c"; "a/b.c" stays)."""
-    head, suffix = os.path.splitext(path)
-    return head if suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else path
 
 
 def _id(path: str, root: str) -> str:
@@ -147,12 +123,6 @@ def _id(path: str, root: str) -> str:
     if relative in (".", ""):  # the folder named is itself a clip
         relative = path.rstrip("/").rpartition("/")[2]
     return stem(relative)
-
-
-def _single(path: str, clip_id: str) -> Clip:
-    stat = os.stat(path)
-    kind = "image" if _suffix(path) in IMAGE_SUFFIXES else "video"
-    return Clip(clip_id, os.path.abspath(path), kind, f"{stat.st_size}-{stat.st_mtime_ns}", stat.st_size)
 
 
 def _from_folder(path: str, root: str | None) -> Iterable[Clip]:
@@ -171,10 +141,10 @@ def _from_glob(pattern: str, root: str | None) -> Iterable[Clip]:
         if os.path.isdir(path):
             # "videos/*" names the folders of frames among its matches, and what "**" passes through but once.
             clips += [c for c in _from_folder(path, base) if c.kind == "frames" or "**" not in pattern]
-        elif os.path.isfile(path) and _suffix(path) in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-            if "**" in pattern and _suffix(path) in IMAGE_SUFFIXES and not _suffix(pattern):
+        elif os.path.isfile(path) and suffix_of(path) in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+            if "**" in pattern and suffix_of(path) in IMAGE_SUFFIXES and not suffix_of(pattern):
                 continue  # a frame of a folder that is a clip
-            clips.append(_single(path, _id(path, base)))
+            clips.append(file_clip(path, _id(path, base)))
     return clips
 
 
@@ -182,57 +152,16 @@ def _from_s3(source: str, root: str | None) -> Iterable[Clip]:
     if any(c in source for c in "*?["):
         base = re.split(r"[*?\[]", source, maxsplit=1)[0].rpartition("/")[0]
         matched = [e for e in files.walk(base) if fnmatch.fnmatchcase(f"{base}/{e.path}", source)]
-        clips = [_object(entry, base) for entry in matched if _suffix(entry.path) in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
+        clips = [
+            object_clip(entry, base) for entry in matched if suffix_of(entry.path) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+        ]
         return [clip._replace(clip_id=_id(clip.uri, root or base)) for clip in clips]
     top = source.rstrip("/")
     clips = list(classify(files.walk(source), top))
     if not clips and not source.endswith("/") and (entry := files.head(source)) is not None:
         folder = top.rpartition("/")[0]
-        clips, top = [_object(Entry(top[len(folder) + 1 :], entry.size, entry.tag), folder)], folder
+        clips, top = [object_clip(Entry(top[len(folder) + 1 :], entry.size, entry.tag), folder)], folder
     return [clip._replace(clip_id=_id(clip.uri, root or top)) for clip in clips]
-
-
-def _object(entry: Entry, base: str) -> Clip:
-    kind = "image" if _suffix(entry.path) in IMAGE_SUFFIXES else "video"
-    return Clip(stem(entry.path), f"{base}/{entry.path}", kind, f"{entry.tag}-{entry.size}", entry.size)
-
-
-def classify(entries: Iterable[Entry], top: str) -> Iterable[Clip]:
-    """The clips among the files below a root: videos, and folders of images that hold no video."""
-    remote = files.is_s3(top)
-    images: dict[str, list[Entry]] = {}
-    with_video: set[str] = set()
-    for entry in entries:
-        suffix = _suffix(entry.path)
-        folder = entry.path.rpartition("/")[0]
-        if suffix in VIDEO_SUFFIXES:
-            with_video.add(folder)
-            content = f"{entry.tag}-{entry.size}" if remote else f"{entry.size}-{entry.tag}"
-            yield Clip(stem(entry.path), f"{top}/{entry.path}", "video", content, entry.size)
-        elif suffix in IMAGE_SUFFIXES:
-            images.setdefault(folder, []).append(entry)
-    for folder, frames in images.items():
-        if folder not in with_video:  # else a poster beside its video
-            uri = f"{top}/{folder}" if folder else top
-            yield Clip(folder, uri, "frames", frames_content(frames), sum(frame.size for frame in frames))
-
-
-def frames_content(frames: Iterable[Entry]) -> str:
-    """Fingerprint of a folder of frames: names, sizes and tags (mtime or ETag)."""
-    lines = sorted(f"{frame.path.rpartition('/')[2]}\0{frame.size}\0{frame.tag}\n" for frame in frames)
-    return f"frames:{hashlib.blake2b(''.join(lines).encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
-
-
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key by which frame_2 comes before frame_10."""
-    parts = [(0, int(p), "") if p.isdecimal() else (1, 0, p.lower()) for p in re.split(r"(\d+)", name) if p]
-    return parts, name
-
-
-def frame_names(names: Iterable[str]) -> list[str]:
-    """The images among file names, hidden ones left out, in natural order."""
-    kept = (name for name in names if _suffix(name) in IMAGE_SUFFIXES and not name.startswith("."))
-    return sorted(kept, key=natural_key)
 
 
 def _hashed(clip: Clip) -> Clip:
@@ -240,16 +169,3 @@ def _hashed(clip: Clip) -> Clip:
     if files.is_s3(clip.uri):
         return clip
     return clip._replace(content=sha256_content(clip.uri, clip.kind))
-
-
-def sha256_content(path: str, kind: str) -> str:
-    """Fingerprint "sha256:..." of a local clip."""
-    hasher = hashlib.sha256()
-    names = frame_names(os.listdir(path)) if kind == "frames" else [""]
-    with files.explained(path):
-        for name in names:
-            hasher.update(f"{name}\0".encode("utf-8", "surrogateescape") if name else b"")
-            with open(os.path.join(path, name) if name else path, "rb") as file:
-                while block := file.read(1 << 20):
-                    hasher.update(block)
-    return f"sha256:{hasher.hexdigest()}"
