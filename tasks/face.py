@@ -95,7 +95,7 @@ def _person(rng: np.random.Generator, width: int, height: int, difficulty: Diffi
     skin = np.array([224, 180, 150]) * light * rng.uniform(0.92, 1.04, 3)
     hair = np.array([70, 50, 40]) * rng.uniform(0.6, 1.5)
     if difficulty == "easy":
-        backdrop = np.broadcast_to(rng.uniform(80, 130) + rng.uniform(-10, 10, 3), (height, width, 3))
+        backdrop: np.ndarray = np.broadcast_to(rng.uniform(80, 130) + rng.uniform(-10, 10, 3), (height, width, 3))
         scale, free_x, free_y = rng.uniform(0.9, 1.0), 0.02, 0.02
     else:
         coarse = rng.uniform(0, 255, (5, 5, 3)).astype(np.float32)
