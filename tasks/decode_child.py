@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.decode_worker import ASK, READY
+from tasks.decode_worker import ASK, READY, TAKEN
 
 START_SECONDS = 120.0  # a child imports its decoders in 0.4 s; a machine under load may need far longer
 
@@ -67,35 +67,44 @@ class DecodeChild:
         self._ready = False
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> None:
-        """Send a request; its time starts once the child is up."""
-        if self.process.poll() is not None:
-            self._restart()
+        """Hand over a request; its time starts once the child has taken it."""
+        for _ in range(3):  # a child that was killed while idle has no part in it: a fresh one gets the request
+            try:
+                self._hand_over({**request, "timeout_s": timeout_s})
+            except ConnectionError:
+                self._drop_frames()
+                self._restart()
+            else:
+                self.deadline = time.monotonic() + timeout_s
+                return
+        raise RuntimeError(
+            "three decoding processes in a row ended before they took a request; is something killing them?"
+        )
+
+    def _hand_over(self, request: dict[str, Any]) -> None:
         if not self._ready:
-            self._wait_until_up()
+            self._expect(READY)
+            self._ready = True
         self._words.seek(0)
         self._words.truncate()
         # Anonymous memory: gone with the last process that holds it, however the two of them end. The request travels
         # in it too, because a socket bounds the length of a message.
         self._frames_fd = os.memfd_create("frames", os.MFD_CLOEXEC)
-        os.pwrite(self._frames_fd, json.dumps({**request, "timeout_s": timeout_s}).encode(), 0)
-        try:
-            socket.send_fds(self.sock, [ASK], [self._frames_fd])
-        except (BrokenPipeError, ConnectionResetError):
-            # Killed from outside while idle: a fresh one gets the request.
-            self._restart()
-            self._wait_until_up()
-            socket.send_fds(self.sock, [ASK], [self._frames_fd])
-        self.deadline = time.monotonic() + timeout_s
+        os.pwrite(self._frames_fd, json.dumps(request).encode(), 0)
+        socket.send_fds(self.sock, [ASK], [self._frames_fd])
+        self._expect(TAKEN)
 
-    def _wait_until_up(self) -> None:
+    def _expect(self, word: bytes) -> None:
         self.sock.settimeout(START_SECONDS)
         try:
-            if self.sock.recv(64) != READY:
-                raise RuntimeError(f"the decoding process did not start: {self._last_words() or 'it ended'}")
+            heard = self.sock.recv(64)
         except TimeoutError:
-            raise RuntimeError(f"the decoding process did not start within {START_SECONDS:.0f} s") from None
+            raise RuntimeError(f"the decoding process said nothing for {START_SECONDS:.0f} s") from None
         self.sock.settimeout(None)
-        self._ready = True
+        if heard != word:
+            if word == READY and self.process.wait() > 0:  # not killed: it cannot start at all
+                raise RuntimeError(f"the decoding process did not start: {self._last_words()}")
+            raise ConnectionResetError("the decoding process ended")
 
     def answer(self) -> Answer:
         """Take the answer that the socket has ready; a child that died answers with how it died."""

@@ -22,7 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-READY, ASK = b"ready", b"ask"
+READY, ASK, TAKEN = b"ready", b"ask", b"taken"
 CHUNK = 32  # frames decoded at once: bounds the memory of native-size frames whatever the segment's length
 
 
@@ -168,6 +168,7 @@ def serve(sock: socket.socket, memory: int, reader: Callable) -> None:
             return
         request = json.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
         os.ftruncate(fds[0], 0)
+        sock.send(TAKEN)
         # The parent kills at the deadline. Should it be gone and a native call hold the interpreter, the kernel does.
         signal.alarm(int(request["timeout_s"]) + 10)
         try:
