@@ -176,8 +176,8 @@ def vacuum(
 ) -> list[str]:
     """Delete files that no reader of the newest version needs, once they are older than a grace period.
 
-    These are files that a compaction or drop_stale replaced, and shards that were written and never committed. The grace
-    period protects runs that are going on and readers of recent versions.
+    These are files that a compaction or drop_stale replaced, and shards that were written and never committed. The
+    grace period protects runs that are going on and readers of recent versions.
 
     Parameters
     ----------

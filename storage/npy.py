@@ -7,8 +7,8 @@ whose window counts follow the cover rule. In the table a clip is one row. The w
 of stride 8 or 16 shares the row of stride 4 with the same start when their features agree (bit for bit by default, so
 that an export gives back the very numbers), and else is appended as a row of its own, so starts may repeat.
 
-The files do not tell the number of frames. Where a list of frames tells it, it is used. Otherwise it is the largest that
-gives all three counts, at most three more than the true one; the last start is then a multiple of its stride.
+The files do not tell the number of frames. Where a list of frames tells it, it is used. Otherwise it is the largest
+that gives all three counts, at most three more than the true one; the last start is then a multiple of its stride.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ def list_published(root: str, dataset: str, *, face: bool = False) -> pa.Table:
                 parts.setdefault(entry.path[:-4], []).append((name, entry))
     if not parts:
         raise StorageError(
-            f"{tree} holds no features; expected {folder_name('high', 'forward', face)}/<clip>.npy and the like below it"
+            f"{tree} holds no features; expected {folder_name('high', 'forward', face)}/<clip>.npy and its like"
         )
     ids = sorted(parts)
     contents = [

@@ -1,0 +1,208 @@
+"""S3 servers on loopback for tests: moto in this process, Ceph RGW where its binaries are, and a proxy that misbehaves."""
+
+import http.client
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+
+RGW_SCRIPT = Path(__file__).with_name("rgw.sh")
+
+
+@dataclass
+class S3Server:
+    """An endpoint and the credentials it takes."""
+
+    endpoint: str
+    access_key: str = "AKIATEST"
+    secret_key: str = "secretsecret"
+    made: list[str] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        """The AWS environment under which this server is the S3."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        }
+
+    def client(self):
+        """A boto3 client of this server."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+        )
+
+    def bucket(self) -> str:
+        """Make a fresh bucket; returns its name."""
+        name = f"bucket-{os.urandom(5).hex()}"
+        self.client().create_bucket(Bucket=name)
+        self.made.append(name)
+        return name
+
+    def put(self, bucket: str, key: str, body: bytes) -> None:
+        """Put an object."""
+        self.client().put_object(Bucket=bucket, Key=key, Body=body)
+
+
+@contextmanager
+def moto() -> Iterator[S3Server]:
+    """moto's server. It checks no signature."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield S3Server(f"http://{host}:{port}")
+    finally:
+        server.stop()
+
+
+def has_rgw() -> bool:
+    """Whether Ceph's object gateway can be started here."""
+    names = ("radosgw", "ceph-mon", "ceph-osd", "ceph", "radosgw-admin", "monmaptool")
+    return all(shutil.which(name) for name in names)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def rgw(folder: Path) -> Iterator[S3Server]:
+    """A real S3 server, its objects in memory."""
+    port = free_port()
+    environment = {**os.environ, "RGW_STORE": "memstore", "RGW_STORE_BYTES": str(1 << 30)}
+    subprocess.run(["bash", RGW_SCRIPT, "start", folder, str(port)], check=True, env=environment, capture_output=True)
+    try:
+        yield S3Server(f"http://127.0.0.1:{port}")
+    finally:
+        subprocess.run(["bash", RGW_SCRIPT, "stop", folder], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class FaultyProxy:
+    """Passes HTTP on to a server, and now and then answers 503, drops the connection, cuts a body or stalls.
+
+    Parameters
+    ----------
+    target
+        The server's endpoint.
+    rate
+        Share of requests that go wrong.
+    faults
+        Among "unavailable", "drop", "cut", "stall", "lost" (the request is served and its answer dropped).
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        rate: float = 0.2,
+        faults: tuple[str, ...] = ("unavailable", "drop", "cut"),
+        seed: int = 0,
+        stall_seconds: float = 0.5,
+    ) -> None:
+        host, _, port = target.removeprefix("http://").partition(":")
+        generator = random.Random(seed)
+        lock = threading.Lock()
+        proxy = self
+        self.requests = 0
+        self.injected = 0
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                """Keep the test's output clean."""
+
+            def serve(self) -> None:
+                if self.headers.get("Expect", "").lower() == "100-continue":
+                    self.send_response_only(100)
+                    self.end_headers()
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                with lock:
+                    proxy.requests += 1
+                    fault = generator.choice(faults) if generator.random() < rate else None
+                    proxy.injected += fault is not None
+                if fault == "unavailable":
+                    self.send_response(503)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                if fault == "drop":
+                    self.close_connection = True
+                    return
+                if fault == "stall":
+                    time.sleep(stall_seconds)
+                upstream = http.client.HTTPConnection(host, int(port), timeout=30)
+                try:
+                    upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                    for name, value in self.headers.items():
+                        if name.lower() not in ("connection", "expect"):
+                            upstream.putheader(name, value)
+                    upstream.endheaders(body or None)
+                    answer = upstream.getresponse()
+                    data = answer.read()
+                finally:
+                    upstream.close()
+                if fault == "lost":
+                    self.close_connection = True
+                    return
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                        self.send_header(name, value)
+                length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+                self.send_header("Content-Length", length or "0")
+                self.end_headers()
+                if fault == "cut" and len(data) > 1:
+                    self.wfile.write(data[: len(data) // 2])
+                    self.close_connection = True
+                elif self.command != "HEAD":
+                    self.wfile.write(data)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """A client that went away is what this proxy provokes."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> "FaultyProxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
