@@ -1,8 +1,10 @@
 """Where Ray runs: join the cluster that is named, or start one on this machine.
 
-Order: the address given, RAY_ADDRESS, the cluster this job was submitted to, else a local Ray that listens on loopback only.
+Order: the address given, RAY_ADDRESS (which a submitted job finds set to its own cluster), else a local Ray that listens
+on loopback only.
 """
 
+import logging
 import os
 from typing import Any
 
@@ -28,19 +30,44 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    on_this_machine = not wanted or wanted == "local"
+    if on_this_machine:
+        # Ray turns a loopback address into the outward one unless it is told that there is no cluster; read on import.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Whether a token guards a cluster that only this machine reaches is no news worth four lines at every start.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     import ray
 
     if not ray.is_initialized():
-        wanted = address or os.environ.get("RAY_ADDRESS")
-        quiet = {"log_to_driver": False, "logging_level": "warning"}
-        if wanted and wanted != "local":
-            try:
-                ray.init(address=wanted, **quiet)
-            except ConnectionError as error:
-                raise ClusterError(f"no Ray cluster answers at {wanted}: {error}; check the address or unset RAY_ADDRESS") from error
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+        if wanted and not on_this_machine:
+            _join(wanted, quiet)
         else:
-            # `_node_ip_address` because the public option resolves loopback to the outward address
             ray.init(
-                address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                _node_ip_address=LOOPBACK,
+                **quiet,
             )
     return ray.cluster_resources()
+
+
+def _join(wanted: str, quiet: dict[str, Any]) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ray.init(address=wanted, **quiet)
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {wanted} wants a token, or another one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+            "(or RAY_AUTH_TOKEN_PATH) to the cluster's"
+        ) from error
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {wanted} ({(str(error).splitlines() or ['no reason given'])[0]}); check the address "
+            "or unset RAY_ADDRESS to use this machine"
+        ) from error
