@@ -1,0 +1,162 @@
+"""Many HTNets as one: a layer of G models is one batched product, so that folds train side by side on a device.
+
+Only what the one-token attention uses is kept: v and the output map. q and k have zero gradients, which Adam without
+weight decay turns into no change, so their initial values are exact at any epoch and are written back on export.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pthnet.errors import ModelError
+from pthnet.htnet import HTNet, HTNetConfig, Patches
+
+# G models, B batch, P positions of the grid, C channels; tokens are [G, B * P, C], positions row by row
+
+
+def _window_taps(x: Tensor, side: int) -> list[Tensor]:
+    """The nine shifted views [B', side, side, C] of a zero-padded map [B', side + 2, side + 2, C]."""
+    return [x[:, row : row + side, column : column + side] for row in range(3) for column in range(3)]
+
+
+class _Neighbours(torch.autograd.Function):
+    """[B', side, side, C] -> [B' side side, 9 C]: every position beside its eight neighbours, zero outside the grid."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        _, side, _, channels = ctx.shape = x.shape  # type: ignore[attr-defined]
+        return torch.cat(_window_taps(F.pad(x, (0, 0, 1, 1, 1, 1)), side), dim=-1).reshape(-1, 9 * channels)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        batch, side, _, channels = ctx.shape  # type: ignore[attr-defined]
+        padded = gradient.new_zeros(batch, side + 2, side + 2, channels)
+        taps = gradient.reshape(batch, side, side, 9, channels)
+        for k, view in enumerate(_window_taps(padded, side)):
+            view += taps[:, :, :, k]
+        return padded[:, 1:-1, 1:-1]
+
+
+class HTNetStack:
+    """G HTNets of one configuration with their parameters stacked along a first axis.
+
+    Parameters
+    ----------
+    config
+        Sizes; `attention` must be "block" and every block must hold one token.
+    state_dicts
+        One published-layout state dict per model; their q and k are remembered, not trained.
+    device
+        Where the stack computes.
+
+    Attributes
+    ----------
+    parameters
+        Name -> leaf tensor [G, ...]; `to_v` stands in the place of the published `to_qkv`.
+
+    Raises
+    ------
+    ModelError
+        When an attention block holds several tokens: q and k matter then.
+    """
+
+    def __init__(
+        self, config: HTNetConfig, state_dicts: Sequence[Mapping[str, Tensor]], device: torch.device | str = "cpu"
+    ) -> None:
+        if any(config.block_side(level) != 1 for level in range(len(config.depths))):
+            raise ModelError(
+                "models can be stacked when every attention block holds one token (28 x 28 input); train one by one"
+            )
+        self.config, self.models = config, len(state_dicts)
+        self._frozen = [
+            {name: value[: 2 * len(value) // 3].clone() for name, value in state.items() if ".to_qkv." in name}
+            for state in state_dicts
+        ]
+        self._shapes = {name: value.shape for name, value in state_dicts[0].items()}
+        self.parameters: dict[str, Tensor] = {}
+        for name in self._shapes:
+            values = torch.stack([state[name] for state in state_dicts])
+            if ".to_qkv." in name:
+                name, values = name.replace("to_qkv", "to_v"), values[:, 2 * values.shape[1] // 3 :]
+            if values.ndim == 5 and values.shape[-1] == 1:
+                values = values.flatten(2)  # a 1x1 convolution is a matrix [G, out, in]
+            self.parameters[name] = values.to(device).contiguous().requires_grad_()
+        self._patches = Patches(config.patch_size)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Images [N, 3, S, S] -> patches [N, P, 3 p p]; cut once, used by every model and epoch."""
+        return self._patches(images).flatten(2).transpose(1, 2).contiguous()
+
+    def state_dict(self, model: int) -> dict[str, Tensor]:
+        """One model's parameters, published names and shapes, on the CPU; q and k as they were at the start."""
+        state = {}
+        for name, shape in self._shapes.items():
+            if ".to_qkv." in name:
+                value = self.parameters[name.replace("to_qkv", "to_v")][model].detach().cpu()
+                state[name] = torch.cat([self._frozen[model][name], value.reshape(-1, *shape[1:])])
+            else:
+                state[name] = self.parameters[name][model].detach().cpu().reshape(shape).clone()
+        return state
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Patches [G, B, P, 3 p p], each model's own batch -> logits [G, B, num_classes]."""
+        models, batch = patches.shape[:2]
+        side = self.config.grid
+        x = self._linear(patches.flatten(1, 2), "to_patch_embedding.1")  # [G, B P, C]
+        for level, depth in enumerate(self.config.depths):
+            x = x + self.parameters[f"layers.{level}.0.pos_emb"][:, :, None]
+            for layer in range(depth):
+                name = f"layers.{level}.0.layers.{layer}"
+                v = self._norm(x, f"{name}.0.norm") @ self.parameters[f"{name}.0.fn.to_v.weight"].transpose(1, 2)
+                x = x + self._linear(v, f"{name}.0.fn.to_out.0")
+                hidden = F.gelu(self._linear(self._norm(x, f"{name}.1.norm"), f"{name}.1.fn.net.0"))
+                x = x + self._linear(hidden, f"{name}.1.fn.net.3")
+            if level < len(self.config.depths) - 1:
+                x = self._norm(self._convolve(x, f"layers.{level}.1.0", batch, side), f"layers.{level}.1.1")
+                maps = x.reshape(models * batch, side, side, -1).permute(0, 3, 1, 2)
+                side //= 2
+                if side == 1:
+                    x = maps.amax(dim=(2, 3)).reshape(models, batch, -1)  # the 3x3 window sees the whole 2x2 grid
+                else:
+                    x = F.max_pool2d(maps, 3, 2, 1).permute(0, 2, 3, 1).reshape(models, batch * side * side, -1)
+        pooled = self._norm(x, "mlp_head.0").reshape(models, batch, side * side, -1).mean(dim=2)
+        return self._linear(pooled, "mlp_head.2")
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]
+        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        gain, bias = self.parameters[f"{name}.g"], self.parameters[f"{name}.b"]
+        channels = x.shape[-1:]
+        if self.models == 1:
+            return F.layer_norm(x, channels, gain.flatten(), bias.flatten())
+        return torch.addcmul(bias.flatten(1)[:, None], F.layer_norm(x, channels), gain.flatten(1)[:, None])
+
+    def _convolve(self, x: Tensor, name: str, batch: int, side: int) -> Tensor:
+        """3x3 convolution, zero padded, as one product per model: [G, B P, C] -> [G, B P, 2 C]."""
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]  # [G, 2C, C, 3, 3]
+        models, wide, channels = weight.shape[:3]
+        if (
+            side == 2
+        ):  # every position sees every other: a dense matrix has 16 taps where nine per position waste 20 of 36
+            taps = [[weight[..., 1 + u // 2 - v // 2, 1 + u % 2 - v % 2] for u in range(4)] for v in range(4)]
+            dense = torch.stack([torch.cat(row, dim=2) for row in taps], dim=1)  # [G, P_out, 2C, P_in C]
+            grids = x.reshape(models, batch, 4 * channels)
+            out = torch.baddbmm(bias.repeat(1, 4)[:, None], grids, dense.flatten(1, 2).transpose(1, 2))
+            return out.reshape(models, batch * 4, wide)
+        columns = _Neighbours.apply(x.reshape(models * batch, side, side, channels)).reshape(models, -1, 9 * channels)
+        flat = weight.permute(0, 1, 3, 4, 2).reshape(models, wide, 9 * channels)
+        return torch.baddbmm(bias[:, None], columns, flat.transpose(1, 2))
+
+
+def stack_of(config: HTNetConfig, seeds: Sequence[int], device: torch.device | str = "cpu") -> HTNetStack:
+    """Freshly initialised models, one per seed; the same seeds give the same models on any machine."""
+    states = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            states.append(HTNet(config).state_dict())
+    return HTNetStack(config, states, device)

@@ -1,0 +1,96 @@
+"""Stacked HTNets are the single ones: same outputs, same training, same files."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pthnet.errors import ModelError
+from pthnet.htnet import HTNet, HTNetConfig
+from pthnet.htnet_stack import HTNetStack, stack_of
+from pthnet.matmul import FLOAT32_ERROR, fastest_exact_matmul
+
+SMALL = HTNetConfig(dim=12, depths=(1, 1, 2))
+FULL = HTNetConfig(dim=12, depths=(1, 1, 2), attention="block-full")
+
+
+def single_models(seeds):
+    models = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        models.append(HTNet(FULL))
+    return models
+
+
+@pytest.fixture
+def images():
+    return torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (20, 3, 28, 28)).astype(np.float32))
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_a_stack_gives_the_logits_of_its_models(images, seeds):
+    stack = stack_of(SMALL, seeds)
+    logits = stack(stack.patches(images).expand(len(seeds), -1, -1, -1))
+    expected = torch.stack([model(images) for model in single_models(seeds)])
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_grids_of_single_tokens_are_stacked_too():
+    config = HTNetConfig(dim=6, depths=(1, 1, 1, 1), image_size=56)  # grids of 8, 4, 2, 1
+    torch.manual_seed(3)
+    model, images = HTNet(config), torch.rand(2, 3, 56, 56)
+    stack = HTNetStack(config, [model.state_dict()])
+    torch.testing.assert_close(stack(stack.patches(images)[None])[0], model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_twenty_adam_steps_of_a_stack_are_those_of_full_attention_models(images):
+    target = torch.arange(20) % 3
+    models, stack = single_models([0, 1]), stack_of(SMALL, [0, 1])
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    patches = stack.patches(images).expand(2, -1, -1, -1)
+    together = torch.optim.Adam(stack.parameters.values(), lr=5e-5, fused=True)
+    alone = [torch.optim.Adam(model.parameters(), lr=5e-5) for model in models]
+    for _ in range(20):
+        together.zero_grad()
+        losses = (
+            F.cross_entropy(stack(patches).flatten(0, 1), target.repeat(2), reduction="none").reshape(2, -1).mean(1)
+        )
+        losses.sum().backward()
+        together.step()
+        for index, (model, adam) in enumerate(zip(models, alone, strict=True)):
+            adam.zero_grad()
+            loss = F.cross_entropy(model(images), target)
+            loss.backward()
+            adam.step()
+            torch.testing.assert_close(losses[index], loss, rtol=1e-4, atol=1e-5)
+    for index, model in enumerate(models):
+        exported = stack.state_dict(index)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(exported[name], value, rtol=1e-3, atol=2e-5, msg=name)
+            if "to_qkv" in name:
+                rows = 2 * len(value) // 3
+                assert torch.equal(value[:rows], before[index][name][:rows]), "Adam leaves q and k where they were"
+                assert torch.equal(exported[name][:rows], value[:rows])
+
+
+def test_stacks_whose_blocks_hold_several_tokens_are_refused():
+    config = HTNetConfig(dim=12, depths=(1, 1, 1), attention="grid")
+    with pytest.raises(ModelError, match="one token"):
+        HTNetStack(config, [HTNet(config).state_dict()])
+
+
+def test_the_faster_product_is_taken_only_where_it_is_exact_and_given_back():
+    a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(1))
+    with fastest_exact_matmul() as route:
+        product = a @ b
+    assert route in ("onednn", "default")
+    exact = a.double() @ b.double()
+    assert ((product - exact).abs().max() / exact.abs().max()).item() <= FLOAT32_ERROR
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_processor_that_rounds_its_products_keeps_the_default(monkeypatch):
+    monkeypatch.setattr(torch, "bmm", lambda a, b: (a.bfloat16() @ b.bfloat16()).float())
+    with fastest_exact_matmul() as route:
+        assert route == "default"
+        assert torch.get_float32_matmul_precision() == "highest"
