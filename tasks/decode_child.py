@@ -166,6 +166,10 @@ class DecodeChild:
         self.close()
         self._start()
 
+    def __del__(self) -> None:
+        if self.process.poll() is None:
+            self.close()
+
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self.process.kill()

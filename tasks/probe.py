@@ -3,7 +3,7 @@
 import os
 import threading
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from storage import files
@@ -70,8 +70,9 @@ def _names(uri: str) -> list[str]:
 _one_at_a_time = threading.Lock()
 
 
-@cache
-def _child() -> DecodeChild:
+@lru_cache(maxsize=1)
+def _child(environment: frozenset[tuple[str, str]]) -> DecodeChild:
+    """The child that has this environment: where S3 is follows the parent's, which may change."""
     return DecodeChild(MEMORY_BYTES, "tasks.decoders:look")
 
 
@@ -79,7 +80,8 @@ def _look(path: str, *, exact: bool) -> Probe:
     seconds = COUNT_SECONDS if exact else PROBE_SECONDS
     request: dict[str, Any] = {"path": path, "exact": exact, "size": None, "max_frames": 0, "max_bytes": 0}
     with _one_at_a_time:
-        words = _child().call(request, seconds).words
+        environment = frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))
+        words = _child(environment).call(request, seconds).words
     if words["status"] == "failed":
         return Probe()
     return Probe(**{name: words[name] for name in ("num_frames", "fps", "width", "height", "exact")})
