@@ -1,16 +1,14 @@
-"""Layers over packed time: several levels joined end to end along one axis, [B, T, C], and kept apart where they must be."""
+"""Layers over packed time: levels joined end to end along one axis, [B, T, C], and kept apart where they must be."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from pthnet.windows import LEVELS
 
 REACH = 2  # of the widest kernel, 5 taps
 
@@ -19,8 +17,9 @@ REACH = 2  # of the widest kernel, 5 taps
 class Layout:
     """Which packed slot belongs to which level.
 
-    levels, lengths: names and slots of the levels, in packed order. level_of [T]: position in `levels`. inside [5, T, 1]: 1.0 where
-    the tap at distance -2..2 stays within its level. same [T, T]: slots of one level.
+    levels, lengths: names and slots of the levels, in packed order. level_of [T]: position in `levels`. inside
+    [5, T, 1]: 1.0 where the tap at distance -2..2 stays within its level. same [T, T]: slots of one level. starts [T]:
+    the first slots of the levels.
     """
 
     levels: tuple[str, ...]
@@ -131,23 +130,28 @@ class LevelDepthwise(nn.ModuleDict):
 
     @staticmethod
     def summed(x: Tensor, layout: Layout, *parts: "LevelDepthwise") -> Tensor:
-        """Sum of the parts' outputs, in one pass: convolutions of the same input add up to one with the sum of their kernels."""
+        """Sum of the parts' outputs in one pass: convolutions of one input add up to one with summed kernels."""
         kernels, biases = [], []
         for level in layout.levels:
-            convs = [part[level] for part in parts]
-            sides = [REACH - len(conv.weight) // 2 for conv in convs]
-            kernels.append(sum(F.pad(conv.weight, (0, 0, side, side)) for conv, side in zip(convs, sides, strict=True)))
-            biases.append(sum(conv.bias for conv in convs))
-        weight = layout.spread(torch.stack(kernels, 1)) * layout.inside  # [K, T, C]
-        bias = layout.spread(torch.stack(biases)[None])  # [1, T, C]
-        return _Taps.apply(x, weight.to(x.dtype)) + bias.to(x.dtype)
+            kernel, bias = x.new_zeros(()), x.new_zeros(())
+            for part in parts:
+                weight = cast(Depthwise, part[level]).weight
+                side = REACH - len(weight) // 2
+                kernel = kernel + F.pad(weight, (0, 0, side, side))
+                bias = bias + cast(Tensor, part[level].bias)
+            kernels.append(kernel)
+            biases.append(bias)
+        packed = layout.spread(torch.stack(kernels, 1)) * layout.inside  # [K, T, C]
+        spread_bias = layout.spread(torch.stack(biases)[None])  # [1, T, C]
+        return _Taps.apply(x, packed.to(x.dtype)) + spread_bias.to(x.dtype)
 
 
 class SlotConv(nn.Module):
     """Convolution of 3 taps over time without bias, zero padded within each level. weight [3, out, in].
 
-    One matrix product gives what every slot contributes to its left neighbour, itself and its right one; the three are then added
-    shifted. On a CPU this takes half the time of nn.Conv1d's backward, and unlike unfolding it copies the narrow side only.
+    One matrix product gives what every slot contributes to its left neighbour, itself and its right one; the three are
+    then added shifted. On a CPU this takes half the time of nn.Conv1d's backward, and unlike unfolding it copies the
+    narrow side only.
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -178,13 +182,13 @@ class PackedGroupNorm(nn.GroupNorm):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth on scale * x, drawn for every sample and level; scale is learnable per channel and starts at 1e-4."""
+    """Stochastic depth on scale * x, drawn for every sample and level; scale is learnable and starts at 1e-4."""
 
     def __init__(self, dim: int, probability: float) -> None:
         super().__init__()
         self.probability = probability
         self.scale = nn.Parameter(torch.full((dim,), 1e-4))
-        # Uniform numbers [B, L], set by a trainer that splits one batch over workers: a sample meets the same fate on any of them.
+        # Uniform numbers [B, L] from a trainer that splits a batch over workers: a sample meets one fate on any.
         self.draws: Tensor | None = None
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -201,7 +205,7 @@ class DropPath(nn.Module):
 
 
 def downsample_max(x: Tensor, layout: Layout) -> Tensor:
-    """Max pooling, 3 slots wide, every second slot, within each level; masks play no part: [B, T, C] -> [B, T / 2, C]."""
+    """Max pooling, 3 wide, every second slot, within each level; masks play no part: [B, T, C] -> [B, T / 2, C]."""
     even, odd = x[:, 0::2], x[:, 1::2]
     previous = F.pad(odd[:, :-1], (0, 0, 1, 0)).masked_fill(layout.starts[0::2, None], float("-inf"))
     return torch.maximum(torch.maximum(even, odd), previous)

@@ -1,8 +1,8 @@
 """PTH-Net (Li et al., IEEE TIP 2024): a pyramid of window features of one clip in, one set of logits a level out.
 
-All levels of a batch travel as ONE tensor [B, T, C], channels last, their time axes joined end to end ("packed"): the levels share
-almost every weight, so a matrix product runs once over all of them, and what must not cross from a level into its neighbour
-(convolution taps, attention, means) is kept apart by a `Layout`.
+All levels of a batch travel as ONE tensor [B, T, C], channels last, their time axes joined end to end ("packed"): the
+levels share almost every weight, so a matrix product runs once over all of them, and what must not cross from a level
+into its neighbour (convolution taps, attention, means) is kept apart by a `Layout`.
 
 Shapes: B clips, T packed slots, L levels, C channels, K kernel taps.
 """
@@ -43,7 +43,8 @@ class PTHNetConfig:
     downsample : {"max", "avg"}
         How time is halved between the stages.
     standardize : bool
-        Subtract a mean from real slots and divide by a deviation, see `PTHNet.set_standardization`. Off in published weights.
+        Subtract a mean from real slots and divide by a deviation, see `PTHNet.set_standardization`. Off in published
+        weights.
     """
 
     in_dim: int = 1408
@@ -70,7 +71,7 @@ class PTHNetConfig:
 
 
 class CrossAttention(nn.Module):
-    """Eight heads over the valid slots of the same level, each input smoothed by a depth-wise convolution and normalised first."""
+    """Eight heads over the valid slots of a level; inputs are smoothed depth-wise and normalised first."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -89,8 +90,8 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, memory: Tensor, valid: Tensor, attend: Tensor, layout: Layout) -> Tensor:
         q = self._heads("query", query, valid, layout)
         k = self._heads("key", memory, valid, layout)
-        v = self._heads("value", memory, valid, layout) * valid[:, None]
-        # Written out rather than fused: over one key (low level, last stage) its gradients are exactly zero, and T <= 28 is tiny.
+        v = self._heads("value", memory, valid, layout)  # needs no mask of its own: padded keys weigh exactly zero
+        # Written out, not fused: over one key (low level, last stage) gradients are exactly zero, and T <= 28 is tiny.
         scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
         weights = scores.float() if scores.dtype == torch.bfloat16 or scores.dtype == torch.float16 else scores
         weights = weights.masked_fill(~attend, float("-inf")).softmax(-1).to(v.dtype)
@@ -100,8 +101,8 @@ class CrossAttention(nn.Module):
 class SSDLayer(nn.Module):
     """Scalable semantic distinction: cross attention whose query depends on the level, then a feed-forward layer.
 
-    Two quirks of the published model are kept, as its weights were trained with them: means over time include padding, and the
-    normalised input `o` is added back without its mask.
+    Two quirks of the published model are kept, as its weights were trained with them: means over time include padding,
+    and the normalised input `o` is added back without its mask.
     """
 
     def __init__(self, config: PTHNetConfig, kernel: int, drop_path: float | None) -> None:
@@ -166,8 +167,8 @@ class PTHNet(nn.Module):
     def set_standardization(self, mean: Tensor, std: Tensor) -> None:
         """Set the statistics that real slots are standardised with: (x - mean) / std.
 
-        They act on what the model is given. Padded slots pass unchanged: zeros, or the training noise, which is drawn on raw
-        features and therefore divided by std on real slots only.
+        They act on what the model is given. Padded slots pass unchanged: zeros, or the training noise, which is drawn
+        on raw features and therefore divided by std on real slots only.
 
         Parameters
         ----------
@@ -187,7 +188,7 @@ class PTHNet(nn.Module):
         self.feature_std.copy_(std)
 
     def idle_parameters(self, levels: Sequence[str]) -> list[str]:
-        """Names of the parameters that receive no gradient when only `levels` run (DDP: find_unused_parameters if not empty)."""
+        """Names of the parameters without gradient when only `levels` run (DDP: find_unused_parameters if any)."""
         absent = tuple(f".{level}." for level in LEVELS if level not in levels)
         return [name for name, _ in self.named_parameters() if any(part in name for part in absent)]
 
@@ -221,14 +222,15 @@ class PTHNet(nn.Module):
         Parameters
         ----------
         pyramid : mapping of level to (x, mask)
-            Any non-empty subset of "high", "middle", "low". x [B, in_dim, T] float, T a multiple of 4 (published: 16, 8, 4);
-            mask [B, T] bool, True on real windows, at least one a clip.
+            Any non-empty subset of "high", "middle", "low". x [B, in_dim, T] float, T a multiple of 4 (published: 16,
+            8, 4); mask [B, T] bool, True on real windows, at least one a clip.
         with_features : bool
             Also return the pooled features, in the same pass.
 
         Returns
         -------
-        dict of level to logits [B, num_classes]; with `with_features` a pair (logits, dict of level to features [B, dim]).
+        dict of level to logits [B, num_classes]; with `with_features` a pair: (logits, dict of level to features
+        [B, dim]).
 
         Raises
         ------
@@ -297,7 +299,7 @@ class FusedPTHNet(nn.Module):
 
 @lru_cache
 def flops(config: PTHNetConfig, levels: tuple[str, ...] = LEVELS) -> int:
-    """Multiply-adds for one clip, counted as the paper does: convolutions and linear layers; norms and attention products are not.
+    """Multiply-adds for one clip as the paper counts: convolutions and linear layers, no norms, no attention products.
 
     The default configuration takes 0.22 G over the three levels and 0.128 G at the high level.
     """

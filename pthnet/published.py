@@ -1,12 +1,13 @@
 """Checkpoints of the published systems, in and out. Nothing a file contains is ever run, see `pthnet.unpickle`.
 
-Names of PTH-Net map one to one; `published_layout` has the whole table. Ours keep channels last and drop axes of length one.
+Names of PTH-Net map one to one; `published_layout` has the whole table. Ours keep channels last and drop axes of length
+one.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def read_state(path: str | Path) -> State:
 
     Prefixes `module.` and `model.` that all keys share are taken off.
     """
-    found: Mapping[object, object]
+    found: Any
     if Path(path).suffix == ".safetensors":
         found = dict(read_safetensors(path)[0])
     else:
@@ -149,8 +150,8 @@ def load_pthnet(path: str | Path) -> PTHNet:
 def export_pthnet(model: PTHNet, path: str | Path, *, epoch: int = 0, best_acc: float = 0.0) -> None:
     """Write a PTHNet in the published layout, so that the published scripts load it.
 
-    The unused parameters that layout carries are written with the values PyTorch would have started them with. The file is plain:
-    `torch.load(path, weights_only=True)` reads it.
+    The unused parameters that layout carries are written with the values PyTorch would have started them with. The file
+    is plain: `torch.load(path, weights_only=True)` reads it.
 
     Parameters
     ----------
@@ -163,7 +164,7 @@ def export_pthnet(model: PTHNet, path: str | Path, *, epoch: int = 0, best_acc: 
     config = model.config
     if config.standardize:
         raise ModelError(
-            "the published layout has no place for standardisation; export a model trained without it, or use save_model"
+            "the published layout has no place for standardisation; export a model without it or use save_model"
         )
     ours = model.state_dict()
     state = {
@@ -186,8 +187,8 @@ def load_videomae(path: str | Path, config: VideoMAEConfig | None = None) -> Vid
     path : path of a .pth or .safetensors file
         Half-precision weights become float32.
     config : VideoMAEConfig, optional
-        Read off the shapes when not given: then the input is 16 frames of 224 x 224, and the width must be a published one, as
-        the number of heads leaves no trace in the weights.
+        Read off the shapes when not given: then the input is 16 frames of 224 x 224, and the width must be a published
+        one, as the number of heads leaves no trace in the weights.
     """
     state = {name: value for name, value in read_state(path).items() if not name.startswith(("head.", "encoder.mask"))}
     if config is None:
@@ -202,7 +203,7 @@ def load_videomae(path: str | Path, config: VideoMAEConfig | None = None) -> Vid
         dim = int(stem.shape[0])
         if dim not in heads:
             raise ModelError(
-                f"{path}: no published encoder is {dim} wide (they are {', '.join(map(str, heads))}); give its VideoMAEConfig, with heads"
+                f"{path}: no published encoder is {dim} wide ({', '.join(map(str, heads))} are); give a VideoMAEConfig"
             )
         depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
         config = VideoMAEConfig(
@@ -214,7 +215,7 @@ def load_videomae(path: str | Path, config: VideoMAEConfig | None = None) -> Vid
 
 
 def load_htnet(path: str | Path, config: HTNetConfig | None = None) -> HTNet:
-    """Load a published HTNet, in evaluation mode; its settings are read off the shapes, with 28 x 28 input and 3 heads, unless given."""
+    """Load a published HTNet, in evaluation mode; settings are read off the shapes, for 28 x 28 and 3 heads."""
     state = read_state(path)
     if config is None:
         patch, head = state.get("to_patch_embedding.1.weight"), state.get("mlp_head.2.weight")

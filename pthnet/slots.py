@@ -10,8 +10,9 @@ NOISE = 0.0005
 def sample_slots(num_windows: int, slots: int, generator: np.random.Generator | None = None) -> np.ndarray:
     """Choose the windows that fill a level's slots.
 
-    With fewer windows than slots all are taken, in order. Otherwise the windows are cut into `slots` stretches, stretch i from
-    round(n/N * i) to round(n/N * (i+1)), halves rounded to even: evaluation takes the middle, training a uniform draw.
+    With fewer windows than slots all are taken, in order. Otherwise the windows are cut into `slots` stretches, stretch
+    i from round(n/N * i) to round(n/N * (i+1)), halves rounded to even: evaluation takes the middle, training a uniform
+    draw.
 
     Parameters
     ----------

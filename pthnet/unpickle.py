@@ -1,9 +1,10 @@
 """Read what torch.save wrote, and run nothing.
 
-Published checkpoints hold pickled instances of classes from their training scripts. `pickle` would import and call what such a file
-names. This reader is a machine of its own for pickle's instructions: a name in the file stays a name (`Named`), calling one of the
-few tensor rebuilders yields a description of a tensor, and calling, building or updating anything else yields `Inert`. It looks up
-no attribute, imports nothing and calls nothing the file chose, so there is nothing for a file to get hold of.
+Published checkpoints hold pickled instances of classes from their training scripts. `pickle` would import and call what
+such a file names. This reader is a machine of its own for pickle's instructions: a name in the file stays a name
+(`Named`), calling one of the few tensor rebuilders yields a description of a tensor, and calling, building or updating
+anything else yields `Inert`. It looks up no attribute, imports nothing and calls nothing the file chose, so there is
+nothing for a file to get hold of.
 """
 
 import io
@@ -103,7 +104,8 @@ def read_checkpoint(path: str | Path) -> Any:
 
     Returns
     -------
-    What was saved, as dicts, lists, tuples, sets, numbers, strings, `StoredTensor` and, for everything else, `Named` and `Inert`.
+    What was saved, as dicts, lists, tuples, sets, numbers, strings, `StoredTensor` and, for everything else, `Named`
+    and `Inert`.
 
     Raises
     ------
@@ -183,10 +185,10 @@ def _read_legacy(path: Path, file: BinaryIO) -> Any:
 
 
 def _run(file: BinaryIO, read: Callable[[str], bytes], sizes: dict[str, int] | None = None) -> Any:
-    """Execute one pickle as data. `sizes` collects the bytes an element of each storage takes."""
+    """Execute one pickle as data; `sizes` collects the bytes an element of each storage takes."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         at = marks.pop()
@@ -217,9 +219,9 @@ def _run(file: BinaryIO, read: Callable[[str], bytes], sizes: dict[str, int] | N
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[int(arg)] = stack[-1]
+                memo[arg] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[int(arg)])
+                stack.append(memo[arg])
             case "NONE":
                 stack.append(None)
             case "NEWTRUE":

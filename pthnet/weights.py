@@ -1,4 +1,4 @@
-"""Weight files: fitting tensors into a model with errors that name the key, and our own format, safetensors that carries its settings."""
+"""Weight files: tensors fitted into a model, errors that name the key, and our own format (safetensors, settings)."""
 
 import json
 from collections.abc import Mapping
@@ -92,7 +92,7 @@ def load_model(path: str | Path) -> Any:
             model = _build(name, config)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ModelError(
-            f"{path}: does not say which model it is ({error}); files of save_model do, published ones go through pthnet.published"
+            f"{path}: does not say which model it is ({error}); published files go through pthnet.published"
         ) from error
     fit(model, state, path)
     return model.eval()

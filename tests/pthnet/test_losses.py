@@ -57,7 +57,7 @@ def test_pyramid_loss_parts_add_up_and_teach_only_the_coarser_levels() -> None:
 
 def test_pyramid_loss_takes_the_finest_level_present() -> None:
     logits = {level: torch.randn(4, 5) for level in ("low", "middle")}
-    total, parts = pyramid_loss(logits, torch.tensor([0, 1, 2, 3]))
+    _, parts = pyramid_loss(logits, torch.tensor([0, 1, 2, 3]))
     assert parts["ce"] == F.cross_entropy(logits["middle"], torch.tensor([0, 1, 2, 3]))
     assert set(parts) == {"ce", "kl_low"}
     only, parts = pyramid_loss({"low": logits["low"]}, torch.tensor([0, 1, 2, 3]))
