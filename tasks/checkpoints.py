@@ -1,7 +1,7 @@
 """The state of a training after an epoch, as one safetensors file and one JSON file: nothing is pickled, nothing runs on load.
 
-    state.safetensors   model/<name>, momentum/<name>, ema/<name>, selected/<name>, logits/<which>
-    state.json          epochs done, the selected epoch and its score, the history, the settings
+state.safetensors   model/<name>, momentum/<name>, ema/<name>, selected/<name>, logits/<which>
+state.json          epochs done, the selected epoch and its score, the history, the settings
 """
 
 import json
@@ -66,7 +66,11 @@ def save_state(directory: str | Path, state: TrainState) -> None:
     """Write the two files into an existing directory."""
     from safetensors.torch import save_file
 
-    tensors = {f"{group}/{name}": tensor.detach().cpu().contiguous() for group in _GROUPS for name, tensor in getattr(state, group).items()}
+    tensors = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous()
+        for group in _GROUPS
+        for name, tensor in getattr(state, group).items()
+    }
     save_file(tensors, Path(directory) / TENSORS)
     facts = {name: getattr(state, name) for name in _FACTS}
     (Path(directory) / FACTS).write_text(json.dumps(facts))
@@ -87,7 +91,9 @@ def load_state(directory: str | Path, device: torch.device | str = "cpu") -> Tra
         facts = json.loads((Path(directory) / FACTS).read_text())
         tensors = load_file(Path(directory) / TENSORS, device=str(device))
     except (FileNotFoundError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"{directory} holds no whole training state ({error}); remove it to train from the start") from error
+        raise ModelError(
+            f"{directory} holds no whole training state ({error}); remove it to train from the start"
+        ) from error
     state = TrainState(**facts)
     for key, tensor in tensors.items():
         group, name = key.split("/", 1)

@@ -1,6 +1,6 @@
 """Logits of clips at the level that decides, and what a fused score is made of."""
 
-from dataclasses import dataclass
+import hashlib
 
 import numpy as np
 import torch
@@ -50,7 +50,9 @@ def logits_of(
         chosen = torch.from_numpy(mine[start : start + batch]).to(table.device)
         with torch.autocast(table.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits, features = model(table.pyramid(chosen, (level,)), with_features=True)
-        parts.append(torch.cat([logits[level].float(), features[level].float()], 1) if with_features else logits[level].float())
+        parts.append(
+            torch.cat([logits[level].float(), features[level].float()], 1) if with_features else logits[level].float()
+        )
     model.train(was_training)
     width = model.config.num_classes + (model.config.dim if with_features else 0)  # type: ignore[union-attr, operator]
     local = torch.cat(parts) if parts else torch.zeros(0, width, device=table.device)  # type: ignore[arg-type, call-overload]
@@ -82,22 +84,16 @@ def fuse(forward: np.ndarray | None, reverse: np.ndarray | None, mu: float) -> n
     return (mu * forward + (1 - mu) * reverse).astype(np.float32)
 
 
-def choose_mu(forward: np.ndarray, reverse: np.ndarray, target: np.ndarray, num_classes: int, published: float = 0.7) -> float:
+def choose_mu(
+    forward: np.ndarray, reverse: np.ndarray, target: np.ndarray, num_classes: int, published: float = 0.7
+) -> float:
     """The weight in {0, 0.05, ..., 1} with the best UAR on the given (validation) clips; of equals the nearest to the published one."""
     grid = np.round(np.linspace(0, 1, 21), 2)
     reached = [scores(target, fuse(forward, reverse, float(mu)).argmax(1), num_classes).uar for mu in grid]
     return float(max(zip(reached, -np.abs(grid - published), grid, strict=True))[2])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Logits [n, classes] of one system (forward, reverse or fused) on the test clips of one fold, and their classes [n]."""
-
-    clip_ids: np.ndarray
-    target: np.ndarray
-    logits: np.ndarray
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Most likely class of every clip, int64 [n]."""
-        return self.logits.argmax(1)
+def data_digest(clip_ids: np.ndarray, labels: np.ndarray) -> str:
+    """SHA-256 of evaluation data, whatever its order: two scores compare only when they are of the same clips and labels."""
+    pairs = sorted(zip(clip_ids.tolist(), labels.tolist(), strict=True))
+    return hashlib.sha256("".join(f"{clip}\t{label}\n" for clip, label in pairs).encode()).hexdigest()

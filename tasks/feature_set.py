@@ -133,7 +133,13 @@ def load_feature_set(
 
 
 def from_clips(
-    clips: Any, clip_ids: Sequence[str], labels: np.ndarray, *, direction: str = "forward", extractor: str = "", version: int = 0
+    clips: Any,
+    clip_ids: Sequence[str],
+    labels: np.ndarray,
+    *,
+    direction: str = "forward",
+    extractor: str = "",
+    version: int = 0,
 ) -> FeatureSet:
     """A FeatureSet in the order of `clips` (a `storage.features.ClipFeatures`), labels joined by clip_id; nothing is copied."""
     ids = np.asarray(clips.clip_ids, dtype=str)
@@ -183,7 +189,9 @@ def choose_extractor(present_extractors: Sequence[str], wanted: str | None, uri:
         return names[0]
     if not names:
         raise StorageError(f"{uri} holds no features; run `pthnet extract VIDEOS --features {uri}` first")
-    raise StorageError(f"{uri} holds features of {len(names)} extractors; name one with --extractor: {', '.join(names)}")
+    raise StorageError(
+        f"{uri} holds features of {len(names)} extractors; name one with --extractor: {', '.join(names)}"
+    )
 
 
 def refuse_missing(clip_ids: Sequence[str] | np.ndarray, held: np.ndarray, uri: str, allow: bool) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pthnet.benchmarks import Overlap
 from pthnet.errors import ModelError
 from tasks.feature_set import Split
 
@@ -39,28 +40,6 @@ class FoldLists:
             test_ids=self.test_ids[test],
             test_labels=self.test_labels[test],
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """What train and test of a fold share: clips, and subjects (or recordings) where the clip names carry them."""
-
-    fold: str
-    clips: int
-    subjects: int = 0
-    test_clips_of_shared_subjects: int = 0
-    first: str = ""
-
-    def line(self) -> str:
-        """One line for a reader; empty when nothing is shared."""
-        parts = []
-        if self.clips:
-            parts.append(f"{self.clips} clips are in both train and test (first: {self.first})")
-        if self.subjects:
-            parts.append(
-                f"{self.subjects} subjects or recordings are in both, with {self.test_clips_of_shared_subjects} of the test clips"
-            )
-        return f"fold {self.fold}: {'; '.join(parts)}" if parts else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +123,16 @@ def _hold_out(labels: np.ndarray, groups: np.ndarray | None, share: float, seed:
     return held
 
 
-def overlap(fold: FoldLists, subject_of: Callable[[str], str | None] | None = None) -> Overlap:
-    """Clips, and subjects where the names carry one, that a fold's train and test lists share."""
-    shared = np.intersect1d(fold.train_ids, fold.test_ids)
-    subjects, touched = 0, 0
-    if subject_of is not None:
-        trained = {subject_of(str(clip)) for clip in fold.train_ids} - {None}
-        tested = [subject_of(str(clip)) for clip in fold.test_ids]
-        subjects = len(trained & set(tested))
-        touched = sum(subject in trained for subject in tested)
-    return Overlap(
-        fold=fold.name,
-        clips=len(shared),
-        subjects=subjects,
-        test_clips_of_shared_subjects=touched,
-        first=str(shared[0]) if len(shared) else "",
-    )
+def overlap_line(fold: str, shared: Overlap) -> str:
+    """What a reader must know about one fold's lists, in one line; empty when train and test share nothing."""
+    parts = []
+    for what, names, share in (
+        ("clips", shared.clips, shared.clip_share),
+        ("recordings", shared.recordings, shared.recording_share),
+        ("subjects", shared.subjects, shared.subject_share),
+    ):
+        if names:
+            parts.append(
+                f"{len(names)} {what} are in both train and test ({100 * share:.1f} % of the test clips; first: {names[0]})"
+            )
+    return f"fold {fold}: " + "; ".join(parts) if parts else ""

@@ -250,13 +250,19 @@ def train(
     state = state or TrainState(settings=settings.to_dict())
     if state.settings != settings.to_dict():
         changed = sorted(key for key in settings.to_dict() if state.settings.get(key) != settings.to_dict()[key])
-        raise ModelError(f"this run began with other settings ({', '.join(changed)}); keep them, or give another --run-name")
+        raise ModelError(
+            f"this run began with other settings ({', '.join(changed)}); keep them, or give another --run-name"
+        )
     if state.model:
         model.load_state_dict(state.model)
     module = wrap(ModelWithLoss(model, settings, weights, shard)).train()
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
-        [p for _, p in named], lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+        [p for _, p in named],
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     for name, parameter in named:
         if name in state.momentum:
@@ -270,13 +276,22 @@ def train(
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(state.epoch)
-        sums, seen = _train_epoch(module, model, average, table, features, split, settings, optimizer, shard, state.epoch, on_step)
+        sums, seen = _train_epoch(
+            module, model, average, table, features, split, settings, optimizer, shard, state.epoch, on_step
+        )
         seconds = time.perf_counter() - began
         if not np.isfinite(sums).all():
-            raise ModelError(f"the loss is not finite in epoch {state.epoch + 1}; lower the learning rate (now {settings.rate(state.epoch)})")
+            raise ModelError(
+                f"the loss is not finite in epoch {state.epoch + 1}; lower the learning rate (now {settings.rate(state.epoch)})"
+            )
         names = ("loss", "ce", "kl_middle", "kl_low", settings.loss, "train_war")
         record = {name: value / seen for name, value in zip(names, sums, strict=True) if name != "pyramid"}
-        record |= {"epoch": state.epoch + 1, "lr": settings.rate(state.epoch), "seconds": seconds, "clips_per_s": seen / seconds}
+        record |= {
+            "epoch": state.epoch + 1,
+            "lr": settings.rate(state.epoch),
+            "seconds": seconds,
+            "clips_per_s": seen / seconds,
+        }
 
         state.epoch += 1
         state.model = {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -353,7 +368,9 @@ def _score_epoch(
     found: dict[str, Tensor] = {}
     for name, rows in (("validation", split.validation), ("test", split.test)):
         if len(rows):
-            found[name] = logits_of(model, table, rows, level=settings.level, shard=shard, precision=settings.precision)[0]
+            found[name] = logits_of(
+                model, table, rows, level=settings.level, shard=shard, precision=settings.precision
+            )[0]
             reached = scores(features.labels[rows], found[name].numpy().argmax(1), settings.model.num_classes)
             record |= {f"{name}_war": float(reached.war), f"{name}_uar": float(reached.uar)}
     watched = {"last": None, "validation": "validation", "best-on-test": "test"}[settings.selection]
@@ -400,7 +417,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             state = load_state(directory)
 
     def wrap(module: nn.Module) -> nn.Module:
-        return prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True})
+        return prepare_model(
+            module, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        )
 
     def on_epoch(reached: TrainState) -> None:
         metrics = {key: value for key, value in reached.history[-1].items() if isinstance(value, int | float)}
@@ -413,5 +432,11 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     table = DeviceTable(features, device)
-    final = train(features, config["split"], settings, table=table, shard=shard, wrap=wrap, state=state, on_epoch=on_epoch)
+    try:
+        final = train(
+            features, config["split"], settings, table=table, shard=shard, wrap=wrap, state=state, on_epoch=on_epoch
+        )
+    except ModelError as error:
+        # Raised alike on every worker, and by a retry again: handed to the driver instead of counted as a failure of the machine.
+        return {"refused": str(error)}
     return {"epoch": final.epoch, "selected_epoch": final.selected_epoch}

@@ -1,0 +1,192 @@
+"""The model registry: a fused model becomes a version without a pickle, `candidate`, and `champion` when it is better."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pthnet.errors import ModelError
+from tasks.bundle import Bundle, load_bundle
+from tasks.tracking import Tracker, quiet
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow", "deltalake", "scikit-learn", "boto3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """What registering did.
+
+    Attributes
+    ----------
+    name, version : str
+    champion : bool
+        Whether this version is now the champion.
+    reason : str
+        Why, in a sentence; also kept as the version's tag `decision`.
+    """
+
+    name: str
+    version: str
+    champion: bool
+    reason: str
+
+    @property
+    def uri(self) -> str:
+        """What loads it: models:/<name>/<version>."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def input_example(bundle: Bundle, windows: int = 3) -> Any:
+    """A DataFrame of one clip of seeded numbers, the shape of a real request."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            direction: [rng.normal(size=(windows, network.config.in_dim)).round(3).tolist()]
+            for direction, network in bundle.networks.items()
+        }
+    )
+
+
+def _signature(bundle: Bundle) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    windows = Array(Array(DataType.double))
+    return ModelSignature(
+        inputs=Schema([ColSpec(windows, direction) for direction in bundle.networks]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "expression"),
+                ColSpec(DataType.double, "confidence"),
+                ColSpec(Array(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+
+
+def register(
+    tracker: Tracker,
+    run_id: str,
+    bundle: Bundle,
+    folder: str | Path,
+    name: str,
+    *,
+    uar: float,
+    war: float,
+    data: str,
+    tags: dict[str, str],
+    score_champion: Callable[[Bundle], tuple[float, float] | None],
+) -> Registered:
+    """Log the folder as a model of the run, register it, and move the aliases.
+
+    Parameters
+    ----------
+    tracker : Tracker
+    run_id : str
+        The run it belongs to.
+    bundle, folder
+        The model and where `save_bundle` wrote it.
+    name : str
+        Of the registered model.
+    uar, war : float
+        Its fused scores on the evaluation data.
+    data : str
+        Digest of the evaluation data (clips and labels).
+    tags : dict
+        More tags of the version.
+    score_champion : callable
+        (uar, war) of another bundle on the same data, or None when it cannot read these features; asked only when the champion was
+        evaluated on other data.
+    """
+    quiet()
+    import mlflow
+
+    root = Path(__file__).resolve().parent.parent
+    mlflow.set_tracking_uri(tracker.uri)
+    mlflow.set_registry_uri(tracker.uri)
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(root / "tasks" / "served_model.py"),
+            artifacts={"bundle": str(folder)},
+            code_paths=[str(root / room) for room in ("pthnet", "storage", "tasks")],
+            signature=_signature(bundle),
+            input_example=input_example(bundle),
+            pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
+        )
+    made = mlflow.register_model(
+        logged.model_uri, name, tags={**tags, "uar": repr(uar), "war": repr(war), "evaluation_data": data}
+    )
+    version = str(made.version)
+    tracker.client.set_registered_model_alias(name, CANDIDATE, version)
+    better, reason = _compare(tracker, name, uar, war, data, score_champion)
+    if better:
+        tracker.client.set_registered_model_alias(name, CHAMPION, version)
+    tracker.client.set_model_version_tag(name, version, "decision", reason)
+    return Registered(name=name, version=version, champion=better, reason=reason)
+
+
+def _compare(
+    tracker: Tracker,
+    name: str,
+    uar: float,
+    war: float,
+    data: str,
+    score_champion: Callable[[Bundle], tuple[float, float] | None],
+) -> tuple[bool, str]:
+    """Whether the new version beats the champion: UAR first, WAR on a tie, on the same evaluation data only."""
+    champion = _alias(tracker, name, CHAMPION)
+    if champion is None:
+        return True, "champion: the first version"
+    label = f"version {champion.version}"
+    if champion.tags.get("evaluation_data") == data and "uar" in champion.tags:
+        other: tuple[float, float] | None = (float(champion.tags["uar"]), float(champion.tags["war"]))
+    else:
+        other = score_champion(fetch(tracker.uri, f"models:/{name}/{champion.version}"))
+    if other is None:
+        return False, f"not champion: {label} reads another extractor's features and cannot be compared on this data"
+    shown = f"UAR {100 * uar:.2f} against {100 * other[0]:.2f} of {label} on the same data"
+    if (uar, war) > other:
+        return True, f"champion: {shown}"
+    return False, f"not champion: {shown}"
+
+
+def _alias(tracker: Tracker, name: str, alias: str) -> Any | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return tracker.client.get_model_version_by_alias(name, alias)
+    except MlflowException:
+        return None  # no such alias yet
+
+
+def fetch(tracking_uri: str, model: str) -> Bundle:
+    """The bundle inside a registered model ("models:/name@champion", "models:/name/3") or a local folder.
+
+    Raises
+    ------
+    ModelError
+        When there is no such model, or it is not one of ours.
+    """
+    if not model.startswith("models:/"):
+        return load_bundle(model)
+    quiet()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(model))
+    except MlflowException as error:
+        raise ModelError(f"no model {model} at {tracking_uri.split('@')[-1]}: {str(error).splitlines()[0]}") from error
+    found = sorted(folder.glob("artifacts/*/model.json"))
+    if not found:
+        raise ModelError(f"{model} was not registered by `pthnet train`: it holds no model.json")
+    return load_bundle(found[0].parent)
