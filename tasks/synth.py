@@ -73,14 +73,15 @@ def render_clip(clip: SynthClip, videos: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _encode(draw_clip(clip), clip.fps, unfinished)
+        encode(draw_clip(clip), clip.fps, unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path.stat().st_size
 
 
-def _encode(frames: np.ndarray, fps: int, path: Path) -> None:
+def encode(frames: np.ndarray, fps: int, path: Path) -> None:
+    """Write uint8 frames [T, H, W, 3] as H.264."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"

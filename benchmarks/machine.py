@@ -1,0 +1,69 @@
+"""What a figure was measured on, and where its table is kept."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """One line: processor, cores, GPU, versions, commit, date."""
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray"))
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{_processor()}, {cores} cores{gpu}; Python {platform.python_version()}, {versions}; "
+        f"commit {_commit()}; {datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def matmul_peak(device: str, precision: str, size: int | None = None, seconds: float = 1.0) -> float:
+    """FLOP/s of a square matrix product that keeps the device busy, the best of several."""
+    import torch
+
+    size = size or (8192 if device == "cuda" else 2048)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        started = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: Sequence[str] = ()) -> str:
+    """A Markdown table with its machine below it."""
+    lines = [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([*lines, "", *notes, f"Machine: {machine()}", ""])
+
+
+def keep(name: str, text: str) -> None:
+    """Print a table and keep it as benchmarks/results/<name>.md."""
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    run = subprocess.run(
+        ["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return run.stdout.strip() or "unknown"
