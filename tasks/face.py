@@ -45,7 +45,7 @@ _SNEER = Expression(brow_slant=0.3, brow_height=-0.1, eye_open=0.12, mouth_skew=
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Person:
+class Person:
     """What stays the same through a clip: who is seen, where and in what light."""
 
     skin: np.ndarray
@@ -77,20 +77,21 @@ def clip_frames(
     uint8 [num_frames, height, width, 3], RGB.
     """
     forward = PLAYED_BACKWARDS.get(name, name)
-    person = _person(rng, width, height, difficulty)
+    person = random_person(rng, width, height, difficulty)
     script = _script(rng, forward, num_frames)
     sway = _sway(rng, num_frames, 0.03 if difficulty == "easy" else 0.08)
     grain = rng.normal(0.0, rng.uniform(1.0, 5.0), (height + 32, width + 32, 3)).astype(np.int16)
     corners = rng.integers(0, 32, (num_frames, 2))
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     for t, expression in enumerate(script):
-        drawn = _draw(person, expression, sway[t])
+        drawn = draw(person, expression, sway[t])
         y, x = corners[t]
         np.clip(drawn + grain[y : y + height, x : x + width], 0, 255, out=frames[t], casting="unsafe")
     return frames[::-1].copy() if name in PLAYED_BACKWARDS else frames
 
 
-def _person(rng: np.random.Generator, width: int, height: int, difficulty: Difficulty) -> _Person:
+def random_person(rng: np.random.Generator, width: int, height: int, difficulty: Difficulty) -> Person:
+    """Someone new, somewhere in a frame of `width` x `height` pixels."""
     light = rng.uniform(0.85, 1.1)
     skin = np.array([224, 180, 150]) * light * rng.uniform(0.92, 1.04, 3)
     hair = np.array([70, 50, 40]) * rng.uniform(0.6, 1.5)
@@ -102,7 +103,7 @@ def _person(rng: np.random.Generator, width: int, height: int, difficulty: Diffi
         backdrop = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         scale = rng.uniform(0.35, 0.9)
         free_x = free_y = 0.5 * (1 - scale)
-    return _Person(
+    return Person(
         skin=np.clip(skin, 0, 255),
         hair=np.clip(hair, 0, 255),
         backdrop=np.clip(backdrop, 0, 255).astype(np.uint8),
@@ -124,13 +125,13 @@ def _script(rng: np.random.Generator, name: str, num_frames: int) -> list[Expres
     swing = np.sin(2 * np.pi * (time * rng.uniform(1.0, 2.5) + rng.uniform()))
     blink = np.exp(-(((time - rng.uniform(0.1, 0.9)) * num_frames / 2.0) ** 2))
     if name == "Happy":
-        path = [_between(_GRIEF, _SMILE, strength * r) for r in rise]
+        path = [blend(_GRIEF, _SMILE, strength * r) for r in rise]
     elif name == "Surprise":
-        path = [_between(_REST, _GASP, strength * r) for r in rise]
+        path = [blend(_REST, _GASP, strength * r) for r in rise]
     elif name == "Angry":
-        path = [replace(_between(_REST, _RAGE, strength * h), turn=0.14 * s) for h, s in zip(held, swing, strict=True)]
+        path = [replace(blend(_REST, _RAGE, strength * h), turn=0.14 * s) for h, s in zip(held, swing, strict=True)]
     elif name == "Disgust":
-        path = [_between(_REST, _SNEER, strength * h) for h in held]
+        path = [blend(_REST, _SNEER, strength * h) for h in held]
     elif name == "Neutral":
         path = [replace(_REST, turn=0.04 * s) for s in swing]
     else:
@@ -138,7 +139,8 @@ def _script(rng: np.random.Generator, name: str, num_frames: int) -> list[Expres
     return [replace(e, eye_open=e.eye_open * (1 - 0.8 * b)) for e, b in zip(path, blink, strict=True)]
 
 
-def _between(a: Expression, b: Expression, share: float) -> Expression:
+def blend(a: Expression, b: Expression, share: float) -> Expression:
+    """The expression at `share` of the way from a (0) to b (1)."""
     return Expression(**{k: (1 - share) * getattr(a, k) + share * getattr(b, k) for k in vars(a)})
 
 
@@ -148,7 +150,7 @@ def _sway(rng: np.random.Generator, num_frames: int, size: float) -> np.ndarray:
     return size * np.sin(2 * np.pi * (time * rng.uniform(0.3, 1.5, 3) + rng.uniform(0, 1, 3)))
 
 
-def _draw(person: _Person, e: Expression, sway: np.ndarray) -> np.ndarray:
+def draw(person: Person, e: Expression, sway: np.ndarray) -> np.ndarray:
     """One frame in face coordinates: x right, y down, the head spans -1..1 in both."""
     image = person.backdrop.copy()
     tilt = e.tilt + sway[2]
