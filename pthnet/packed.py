@@ -1,7 +1,7 @@
 """Layers over packed time: levels joined end to end along one axis, [B, T, C], and kept apart where they must be."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -146,12 +146,31 @@ class LevelDepthwise(nn.ModuleDict):
         return _Taps.apply(x, packed.to(x.dtype)) + spread_bias.to(x.dtype)
 
 
+def worth_computing(mask: Tensor, reach: int = 0) -> Tensor | None:
+    """Rows of the flattened [B * T, C] that are valid, or within `reach` of a valid one; None stands for all.
+
+    What a matrix product yields on a padded slot is masked away afterwards, and short clips make most slots padding.
+    An accelerator would have to be waited for to count the rows: there all are computed.
+    """
+    if mask.device.type != "cpu":
+        return None
+    near = F.max_pool1d(mask.float(), 2 * reach + 1, 1, reach) > 0 if reach else mask
+    return near.flatten().nonzero()[:, 0]
+
+
+def on_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor | None) -> Tensor:
+    """Apply a row-wise function to some rows of x [B, T, C]; the others become zero."""
+    if rows is None or len(rows) == x.shape[0] * x.shape[1]:
+        return function(x)
+    y = function(x.flatten(0, 1).index_select(0, rows))
+    return y.new_zeros(x.shape[0] * x.shape[1], y.shape[-1]).index_copy(0, rows, y).unflatten(0, x.shape[:2])
+
+
 class SlotConv(nn.Module):
     """Convolution of 3 taps over time without bias, zero padded within each level. weight [3, out, in].
 
     One matrix product gives what every slot contributes to its left neighbour, itself and its right one; the three are
-    then added shifted. On a CPU this takes half the time of nn.Conv1d's backward, and unlike unfolding it copies the
-    narrow side only.
+    then added shifted; unlike unfolding, this copies the narrow side only.
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -159,8 +178,9 @@ class SlotConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(3, dim, in_dim))
         nn.init.uniform_(self.weight, -1 / math.sqrt(3 * in_dim), 1 / math.sqrt(3 * in_dim))  # as nn.Conv1d
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        before, here, after = F.linear(x, self.weight.flatten(0, 1)).unflatten(-1, (3, -1)).unbind(2)
+    def forward(self, x: Tensor, layout: Layout, rows: Tensor | None) -> Tensor:
+        weight = self.weight.flatten(0, 1)
+        before, here, after = on_rows(lambda part: F.linear(part, weight), x, rows).unflatten(-1, (3, -1)).unbind(2)
         inside = layout.inside.to(here.dtype)
         return (
             here

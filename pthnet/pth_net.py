@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pthnet.errors import ModelError
-from pthnet.packed import Depthwise, DropPath, Layout, LevelDepthwise, PackedGroupNorm, SlotConv, downsample_max
+from pthnet.packed import (
+    Depthwise,
+    DropPath,
+    Layout,
+    LevelDepthwise,
+    PackedGroupNorm,
+    SlotConv,
+    downsample_max,
+    on_rows,
+    worth_computing,
+)
 from pthnet.windows import LEVELS
 
 Pyramid = Mapping[str, tuple[Tensor, Tensor]]
@@ -81,21 +91,26 @@ class CrossAttention(nn.Module):
             self.add_module(name, nn.Linear(dim, dim))
         self.proj = nn.Linear(dim, dim)
 
-    def _heads(self, name: str, x: Tensor, valid: Tensor, layout: Layout) -> Tensor:
+    def _heads(self, name: str, x: Tensor, valid: Tensor, rows: Tensor | None, layout: Layout) -> Tensor:
         conv, norm, linear = (self.get_submodule(part) for part in (f"{name}_conv", f"{name}_norm", name))
         return (
-            linear(norm(valid * conv(x, layout))).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            on_rows(lambda part: linear(norm(part)), valid * conv(x, layout), rows)
+            .unflatten(-1, (HEADS, -1))
+            .transpose(1, 2)
         )  # [B, heads, T, C / heads]
 
-    def forward(self, query: Tensor, memory: Tensor, valid: Tensor, attend: Tensor, layout: Layout) -> Tensor:
-        q = self._heads("query", query, valid, layout)
-        k = self._heads("key", memory, valid, layout)
-        v = self._heads("value", memory, valid, layout)  # needs no mask of its own: padded keys weigh exactly zero
+    def forward(self, query: Tensor, memory: Tensor, mask: Tensor, layout: Layout) -> Tensor:
+        valid, attend, rows = mask[..., None].to(query.dtype), layout.attend(mask), worth_computing(mask)
+        q = self._heads("query", query, valid, rows, layout)
+        k = self._heads("key", memory, valid, rows, layout)
+        v = self._heads(
+            "value", memory, valid, rows, layout
+        )  # needs no mask of its own: padded keys weigh exactly zero
         # Written out, not fused: over one key (low level, last stage) gradients are exactly zero, and T <= 28 is tiny.
         scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
         weights = scores.float() if scores.dtype == torch.bfloat16 or scores.dtype == torch.float16 else scores
         weights = weights.masked_fill(~attend, float("-inf")).softmax(-1).to(v.dtype)
-        return valid * self.proj((weights @ v).transpose(1, 2).flatten(2))
+        return valid * on_rows(self.proj, (weights @ v).transpose(1, 2).flatten(2), rows)
 
 
 class SSDLayer(nn.Module):
@@ -120,15 +135,15 @@ class SSDLayer(nn.Module):
         self.drop_path_out: nn.Module | None = None if drop_path is None else DropPath(dim, drop_path)
         self.drop_path_mlp: nn.Module | None = None if drop_path is None else DropPath(dim, drop_path)
 
-    def forward(self, x: Tensor, valid: Tensor, attend: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, layout: Layout) -> Tensor:
         o = self.ln(x)
         level_weighted = LevelDepthwise.summed(o, layout, self.convw, self.convkw)
         phi = F.relu(self.global_fc(layout.mean(o), layout))  # [B, L, C]
         memory = self.fc(o, layout) * layout.spread(phi)
-        branch = self.cross_att(level_weighted * self.psi(o, layout), memory, valid, attend, layout) + o
+        branch = self.cross_att(level_weighted * self.psi(o, layout), memory, mask, layout) + o
         if self.drop_path_out is not None:
             branch = self.drop_path_out(branch, layout)
-        y = valid * x + branch
+        y = mask[..., None].to(x.dtype) * x + branch
         branch = self.mlp(self.gn(y, layout))
         if self.drop_path_mlp is not None:
             branch = self.drop_path_mlp(branch, layout)
@@ -197,20 +212,18 @@ class PTHNet(nn.Module):
         x, mask, layout = self._pack(pyramid)
         if self.config.standardize:
             x = torch.where(mask[..., None], (x - self.feature_mean) / self.feature_std, x)
-        valid = mask[..., None].to(x.dtype)
+        valid, rows = mask[..., None].to(x.dtype), worth_computing(mask, reach=1)
         for conv, norm in zip(self.embd, self.embd_norm, strict=True):
             # Masked before the norm: a padded slot holds ReLU(norm's bias), not zero (quirk).
-            x = F.relu(norm(valid * conv(x, layout)))
+            x = F.relu(norm(valid * conv(x, layout, rows)))
             valid = valid.to(x.dtype)
-        attend = layout.attend(mask)
         for layer in self.stem:
-            x = layer(x, valid, attend, layout)
+            x = layer(x, mask, layout)
         for layer in (self.branch_1, self.branch_2):
             x, mask, layout = self._halve(x, layout), mask[:, ::2], layout.halved()
-            valid, attend = mask[..., None].to(x.dtype), layout.attend(mask)
-            x = layer(x, valid, attend, layout)
+            x = layer(x, mask, layout)
         # Divided by all T positions, not by the valid ones (quirk).
-        return dict(zip(layout.levels, layout.mean(x * valid).unbind(1), strict=True))
+        return dict(zip(layout.levels, layout.mean(x * mask[..., None].to(x.dtype)).unbind(1), strict=True))
 
     def pooled(self, x: Tensor, mask: Tensor, level: str = "high") -> Tensor:
         """Pooled feature [B, dim] of one level; x [B, in_dim, T], mask [B, T]."""
