@@ -1,11 +1,15 @@
 """A clip as a local path for as long as decoders need it; S3 is asked once for all segments of a long video."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from storage import files
 from storage.copies import local_copy
 from storage.errors import Unreadable
+
+# Full disk, too many open files, no memory: every clip would fail, and none of them is to blame.
+OWN_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class _Kept:
@@ -38,7 +42,7 @@ class LocalClips:
                 yield path
             return
         with ExitStack() as stack:
-            with _reachable(uri):
+            with reachable(uri):
                 path = stack.enter_context(local_copy(uri, kind, content=content))
             yield path
 
@@ -47,7 +51,7 @@ class LocalClips:
         kept = self._newest
         if kept is None or kept.key != key:
             self.close()
-            with _reachable(key[0]):
+            with reachable(key[0]):
                 kept = self._newest = _Kept(key, kind)
         kept.users += 1
         try:
@@ -65,13 +69,19 @@ class LocalClips:
 
 
 @contextmanager
-def _reachable(uri: str) -> Iterator[None]:
+def reachable(uri: str) -> Iterator[None]:
+    """Turn what keeps this one clip from being read into Unreadable; this machine's own trouble stays an exception."""
     try:
         yield
     except Unreadable:
         raise
     except Exception as error:
-        if not files.is_s3(uri):
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise Unreadable("missing", f"{uri} is not there any more") from None
+        if isinstance(error, PermissionError):
+            raise Unreadable("access_denied", f"{uri}: permission denied") from None
+        own = isinstance(error, OSError) and error.errno in OWN_TROUBLE
+        if own or not (isinstance(error, OSError) or files.is_s3(uri)):
             raise
         # The client has retried for minutes. One broken object must not stop the others, so this is the clip's failure.
         raise Unreadable("unreachable", f"{uri}: {files.scrub(str(error))[:300]}") from None

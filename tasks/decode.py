@@ -18,7 +18,7 @@ import numpy as np
 
 from storage.clips import frame_names
 from storage.errors import Unreadable
-from tasks.clip_file import LocalClips
+from tasks.clip_file import LocalClips, reachable
 from tasks.decode_child import Answer, DecodeChild
 
 READER = "tasks.decode_worker:read"
@@ -171,15 +171,18 @@ class DecodePool:
             path = clip.enter_context(
                 self._clips.opened(request.uri, request.kind, request.content, in_segments=in_segments)
             )
-            if os.path.isfile(path) and os.path.getsize(path) == 0:
-                raise Unreadable("empty", f"{request.uri} has no bytes")
-            child.ask({**_words(request, path), "max_bytes": self.max_bytes}, self.timeout_s)
-        except (Unreadable, OSError) as error:
-            clip.close()
-            kind = error.kind if isinstance(error, Unreadable) else "missing"
-            return Decoded(status="failed", kind=kind, detail=str(error), seconds=time.monotonic() - began)
+            with reachable(request.uri):
+                if os.path.isfile(path) and os.path.getsize(path) == 0:
+                    raise Unreadable("empty", f"{request.uri} has no bytes")
+                words = _words(request, path)
+            child.ask({**words, "max_bytes": self.max_bytes}, self.timeout_s)
+        except Unreadable as error:
+            with suppress(Unreadable):
+                clip.close()
+            return Decoded(status="failed", kind=error.kind, detail=str(error), seconds=time.monotonic() - began)
         except BaseException:
-            clip.close()
+            with suppress(Unreadable):
+                clip.close()
             raise
         return _Job(index, request, child, clip, began)
 

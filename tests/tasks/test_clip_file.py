@@ -1,5 +1,6 @@
 """Clips in S3: fetched for the decoder, checked against the plan, once for all segments of a long one."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_a_server_that_does_not_answer_is_unreachable(clip, monkeypatch: pytest.
     with DecodePool(timeout_s=60) as pool:
         decoded = pool.decode([DecodeRequest(uri=uri, content=content)])[0]
     assert (decoded.status, decoded.kind) == ("failed", "unreachable")
+
+
+def test_a_full_disk_is_no_fault_of_the_clip(clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, content = clip
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(copies, "_download", full)
+    with DecodePool(timeout_s=60) as pool, pytest.raises(OSError, match="No space"):
+        pool.decode([DecodeRequest(uri=uri, content=content)])
 
 
 class _Broken:
