@@ -1,0 +1,84 @@
+"""Where a model named on the command line comes from, and the backbone whose features it reads."""
+
+import json
+import os
+from pathlib import Path
+
+from pthnet.errors import ModelError
+from pthnet.extractor import Extractor
+from tasks.bundle import BACKBONE, Bundle, load_bundle
+from tasks.registered import fetch
+
+DEFAULT_STORE = Path("runs/mlflow.db")  # where `pthnet train` tracks unless it is told otherwise
+
+
+def registry_uri(given: str | None) -> str:
+    """The MLflow to ask: the address given, MLFLOW_TRACKING_URI, else what `pthnet train` left in ./runs.
+
+    Raises
+    ------
+    ModelError
+        When none is named and ./runs holds no MLflow.
+    """
+    if named := given or os.environ.get("MLFLOW_TRACKING_URI"):
+        return named
+    if not DEFAULT_STORE.exists():
+        raise ModelError(
+            f"no MLflow is named and there is no {DEFAULT_STORE} here; give --tracking-uri or set MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{DEFAULT_STORE.resolve()}"
+
+
+def load_model(model: str, tracking_uri: str | None = None) -> Bundle:
+    """A model by its registry name (models:/name@champion, models:/name/3) or by its folder.
+
+    Raises
+    ------
+    ModelError
+        When there is no such model.
+    """
+    if model.startswith("models:/"):
+        return fetch(registry_uri(tracking_uri), model)
+    if not Path(model).is_dir():
+        raise ModelError(f"{model} is neither models:/NAME@ALIAS, models:/NAME/VERSION nor a folder with a model")
+    return load_bundle(model)
+
+
+def extractor_of(bundle: Bundle) -> Extractor:
+    """The extractor whose features the model reads.
+
+    Raises
+    ------
+    ModelError
+        When the model does not say, as with features that came from elsewhere.
+    """
+    if not bundle.extractor:
+        raise ModelError(
+            f"the model reads features of {bundle.extractor_id or 'an unnamed extractor'} whose settings were not recorded, "
+            "so videos cannot be extracted for it; give a --features table that holds them"
+        )
+    return Extractor.from_json(json.dumps(bundle.extractor))
+
+
+def backbone_weights(bundle: Bundle, extractor: Extractor, given: str | None = None) -> str | None:
+    """Where the backbone's weights lie: the file given, the model's own copy, the place it remembers; None to draw them.
+
+    Raises
+    ------
+    ModelError
+        When nothing says where they are.
+    """
+    if given is not None:
+        return given
+    own = bundle.folder / BACKBONE if bundle.folder else None
+    if own is not None and own.exists():
+        return str(own)
+    if extractor.seed is not None or extractor.backbone == "null":
+        return None
+    remembered = bundle.backbone_uri
+    if remembered and ("://" in remembered or Path(remembered).exists()):
+        return remembered
+    gone = f"they were at {remembered}, which is not there any more" if remembered else "the model does not say where"
+    raise ModelError(
+        f"the model needs the weights of {extractor.backbone} (sha256 {extractor.weights[:8]}...) and {gone}; give --weights FILE"
+    )
