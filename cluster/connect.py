@@ -1,7 +1,7 @@
 """Where Ray runs: join the cluster that is named, or start one on this machine.
 
-Order: the address given, RAY_ADDRESS (which a submitted job finds set to its own cluster), else a local Ray that listens
-on loopback only.
+Order: the address given, RAY_ADDRESS (which a submitted job finds set to its own cluster), else a local Ray that
+listens on loopback only.
 """
 
 import logging
@@ -68,6 +68,6 @@ def _join(wanted: str, quiet: dict[str, Any]) -> None:
         ) from error
     except ConnectionError as error:
         raise ClusterError(
-            f"no Ray cluster answers at {wanted} ({(str(error).splitlines() or ['no reason given'])[0]}); check the address "
-            "or unset RAY_ADDRESS to use this machine"
+            f"no Ray cluster answers at {wanted} ({(str(error).splitlines() or ['no reason given'])[0]}); check the "
+            "address or unset RAY_ADDRESS to use this machine"
         ) from error

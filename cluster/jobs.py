@@ -6,6 +6,7 @@ RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH in the environmen
 """
 
 import asyncio
+import logging
 import os
 import secrets
 import time
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 STOPPED = 130  # exit code of a job that was stopped, as of a command that was interrupted
+WATCH_S = 0.5  # between two looks at a job's status
+QUIET_S = 5.0  # a job may take this long to start before its reason is shown
 PATIENCE_S = 120.0  # how long a silent cluster is waited for: a head pod is usually back within this
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 # How Ray marks a job that died with its node; the command itself had not failed.
@@ -42,6 +45,9 @@ def client(address: str | None = None) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(
+        logging.WARNING
+    )  # Ray sets INFO, and tells of web sockets
     where = address or next(
         (os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), "this machine's Ray"
     )
@@ -130,13 +136,15 @@ def follow(
 
     log = _Once(write)
     silent_since: float | None = None
+    pending_since: float | None = None
     said = ""
     while True:
         try:
             state = details(jobs, job_id)
             silent_since = None
             if state.status == "PENDING":
-                if state.message and state.message != said:
+                pending_since = pending_since or time.monotonic()
+                if state.message and state.message != said and time.monotonic() - pending_since > QUIET_S:
                     said = state.message
                     write(f"{said}\n")
             else:
@@ -158,7 +166,7 @@ def follow(
                 raise ClusterError(
                     f"no answer for {patience_s:.0f} s; the job may still run: pthnet jobs logs {job_id} --follow"
                 ) from error
-        time.sleep(0.5)
+        time.sleep(WATCH_S)
 
 
 def exit_code(state: "JobDetails") -> int:
@@ -189,8 +197,28 @@ def new_submission_id(name: str) -> str:
 
 
 async def _tail(jobs: "JobSubmissionClient", job_id: str, log: "_Once") -> None:
-    async for piece in jobs.tail_job_logs(job_id):
-        log.take(piece)
+    """Pass the log on until the job ends. Ray closes the stream some five seconds later, so the end is watched for."""
+
+    async def stream() -> None:
+        async for piece in jobs.tail_job_logs(job_id):
+            log.take(piece)
+
+    async def end() -> None:
+        while not (await asyncio.to_thread(details, jobs, job_id)).status.is_terminal():
+            await asyncio.sleep(WATCH_S)
+
+    both = [asyncio.create_task(stream()), asyncio.create_task(end())]
+    try:
+        done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in both:
+            task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+    if both[1] in done:
+        log.rewind()
+        log.take(await asyncio.to_thread(jobs.get_job_logs, job_id))
 
 
 class _Once:

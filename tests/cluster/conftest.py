@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +26,16 @@ if sys.argv[1] == "leave":
 """
 
 
-def free_port() -> int:
-    """A TCP port nobody listens on now."""
+def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Finds a TCP port that nobody listens on now."""
+    return _free_port
 
 
 @pytest.fixture(scope="session")
@@ -41,17 +46,18 @@ def jobs_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     before = dict(os.environ)
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.environ["PTHNET_TEST_SECRET"] = "held by the cluster"
-    port = free_port()
+    port = _free_port()
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 2,
-            "gcs_server_port": free_port(),
-            "node_ip_address": "127.0.0.1",
+            "gcs_server_port": _free_port(),
+            # Ray turns 127.0.0.1 into the outward address, where nothing listens; other loopback addresses stay
+            "node_ip_address": "127.0.0.2",
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
-            "dashboard_agent_listen_port": free_port(),
+            "dashboard_agent_listen_port": _free_port(),
             "object_store_memory": 100 * 2**20,
         },
     )
