@@ -24,6 +24,7 @@ os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 ATTEMPTS = 8  # tries of one request, with exponential back-off, before an S3 error is believed
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
+PAGE = 1000  # objects per listing request, the most S3 gives
 
 
 class Entry(NamedTuple):
@@ -299,7 +300,11 @@ def _walk_s3(uri: str) -> Iterator[Entry]:
     bucket, key = split_s3(uri)
     prefix = f"{key.rstrip('/')}/" if key else ""
     with explained(uri):
-        for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for page in (
+            s3_client()
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE})
+        ):
             for item in page.get("Contents", ()):
                 path = item["Key"][len(prefix) :]
                 if path and not path.endswith("/") and not path.startswith(".") and "/." not in path:

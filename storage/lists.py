@@ -196,7 +196,7 @@ def read_list(
         other = seen.setdefault(row.clip_id, (label, row))
         if other[0] != label:
             raise StorageError(
-                f"{path}, line {row.line}: clip {row.clip_id!r} has label {label}, but {other[0]} in line {other[1].line}"
+                f"{path}, line {row.line}: {row.clip_id!r} has label {label}, but {other[0]} in line {other[1].line}"
             )
     labels, kept = zip(*seen.values(), strict=True)
     counts = [row.count for row in kept]

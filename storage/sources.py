@@ -114,7 +114,7 @@ def _is_folder(source: str) -> bool:
 def _id(path: str, root: str) -> str:
     if files.is_s3(path):
         prefix = root.rstrip("/") + "/"
-        relative = path[len(prefix) :] if path.startswith(prefix) else None
+        relative = path[len(prefix) :] if f"{path}/".startswith(prefix) else None
     else:
         relative = os.path.relpath(path, files.local_path(root) or ".").replace(os.sep, "/")
         relative = None if relative.startswith("../") or relative == ".." else relative

@@ -1,4 +1,4 @@
-"""S3 servers on loopback for tests: moto in this process, Ceph RGW where its binaries are, and a proxy that misbehaves."""
+"""S3 servers on loopback for tests: moto in this process, Ceph RGW where installed, and a proxy that misbehaves."""
 
 import http.client
 import os
@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -67,16 +68,27 @@ class S3Server:
 
 @contextmanager
 def moto() -> Iterator[S3Server]:
-    """moto's server. It checks no signature."""
-    from moto.server import ThreadedMotoServer
+    """moto's server, in a process of its own: some calls of the Delta library wait for S3 with the GIL held.
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    It checks no signature.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        host, port = server.get_host_and_port()
-        yield S3Server(f"http://{host}:{port}")
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("moto's server did not start") from None
+                time.sleep(0.05)
+        yield S3Server(f"http://127.0.0.1:{port}")
     finally:
-        server.stop()
+        process.terminate()
+        process.wait()
 
 
 def has_rgw() -> bool:
@@ -108,6 +120,9 @@ def rgw(folder: Path) -> Iterator[S3Server]:
 class FaultyProxy:
     """Passes HTTP on to a server, and now and then answers 503, drops the connection, cuts a body or stalls.
 
+    It runs in a thread of this process: let the Delta library maintain or describe a table through it from another
+    process only, since those calls wait with the GIL held.
+
     Parameters
     ----------
     target
@@ -125,6 +140,7 @@ class FaultyProxy:
         rate: float = 0.2,
         faults: tuple[str, ...] = ("unavailable", "drop", "cut"),
         seed: int = 0,
+        only: tuple[str, ...] = ("GET", "PUT", "POST", "DELETE", "HEAD"),
         stall_seconds: float = 0.5,
     ) -> None:
         host, _, port = target.removeprefix("http://").partition(":")
@@ -147,7 +163,7 @@ class FaultyProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with lock:
                     proxy.requests += 1
-                    fault = generator.choice(faults) if generator.random() < rate else None
+                    fault = generator.choice(faults) if self.command in only and generator.random() < rate else None
                     proxy.injected += fault is not None
                 if fault == "unavailable":
                     self.send_response(503)
