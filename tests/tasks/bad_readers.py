@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ def by_name(request: dict[str, Any], sink: FrameSink) -> dict[str, Any]:
     elif name.startswith("abort"):
         os.abort()
     elif name.startswith("hang"):
+        Path(request["path"] + ".entered").touch()
         time.sleep(1e6)
     elif name.startswith("half"):
         sink.put(np.zeros((64, 64, 3), np.uint8))

@@ -170,6 +170,16 @@ def test_a_bad_file_fails_with_its_kind_and_leaves_its_neighbours_alone(
     assert numbers(before) == numbers(after) == list(range(20))
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "vp9"])
+def test_a_video_cut_between_two_frames_is_not_taken_for_a_shorter_one(
+    pool: DecodePool, tmp_path: Path, codec: str
+) -> None:
+    path = videos.truncate(encode(tmp_path / "clip.mp4", codec, frames=60, faststart=True), 0.7)
+    decoded = one(pool, path)
+    assert decoded.kind == "frame_count_mismatch"
+    assert "promises 60 frames" in (decoded.detail or "")
+
+
 def test_a_renamed_video_is_read_by_what_it_is(pool: DecodePool, tmp_path: Path) -> None:
     path = encode(tmp_path / "clip.mp4", frames=5).rename(tmp_path / "clip.avi")
     assert numbers(one(pool, path)) == list(range(5))
@@ -282,7 +292,8 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path, name: str) -> No
     if name == "idle":
         assert parent.stdout.readline() == "decoded\n"
     else:
-        time.sleep(1.0)
+        while not Path(f"{path}.entered").exists():
+            time.sleep(0.02)
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 30
