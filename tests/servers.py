@@ -28,6 +28,7 @@ class S3Server:
     endpoint: str
     access_key: str = "AKIATEST"
     secret_key: str = "secretsecret"
+    mock: bool = False
     made: list[str] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
@@ -85,7 +86,7 @@ def moto() -> Iterator[S3Server]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("moto's server did not start") from None
                 time.sleep(0.05)
-        yield S3Server(f"http://127.0.0.1:{port}")
+        yield S3Server(f"http://127.0.0.1:{port}", mock=True)
     finally:
         process.terminate()
         process.wait()
@@ -130,7 +131,8 @@ class FaultyProxy:
     rate
         Share of requests that go wrong.
     faults
-        Among "unavailable", "drop", "cut", "stall", "lost" (the request is served and its answer dropped).
+        Among "unavailable", "drop", "cut", "stall", "lost" (the request is served and its answer dropped) and
+        "refused" (as for wrong credentials).
     """
 
     def __init__(
@@ -169,6 +171,15 @@ class FaultyProxy:
                     self.send_response(503)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
+                    return
+                if fault == "refused":
+                    text = b"<Error><Code>SignatureDoesNotMatch</Code><Message>wrong key</Message></Error>"
+                    self.send_response(403)
+                    self.send_header("Content-Type", "application/xml")
+                    self.send_header("Content-Length", str(len(text)))
+                    self.end_headers()
+                    if self.command != "HEAD":
+                        self.wfile.write(text)
                     return
                 if fault == "drop":
                     self.close_connection = True

@@ -7,8 +7,10 @@ import pytest
 from storage.copies import local_copy
 from storage.errors import StorageError, Unreadable
 from storage.features import FeatureTable
+from storage.shards import write_shard
 from storage.sources import list_clips
 from tests import servers
+from tests.storage.rows import row, table
 
 
 def only(source):
@@ -92,21 +94,13 @@ def test_a_server_that_fails_at_random_is_asked_again(moto, monkeypatch):
         assert proxy.injected >= 3
 
 
-def refusing(server, monkeypatch):
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-very-secret-mistake")
-    return f"s3://{server.bucket()}/t"
-
-
-@pytest.mark.skipif(not servers.has_rgw(), reason="moto checks no signature")
-def test_refused_credentials_are_one_line_without_the_secret(rgw_server, monkeypatch):
-    for name, value in rgw_server.environment().items():
-        monkeypatch.setenv(name, value)
-    uri = refusing(rgw_server, monkeypatch)
+def check_refusal(uri):
     for act in (
         lambda: list_clips([uri]),
         lambda: FeatureTable(uri).keys(),
         lambda: FeatureTable(uri).extractors(),
         lambda: FeatureTable(uri).put_extractor("e", "{}"),
+        lambda: write_shard(table(row("a")), uri, "e-1"),
     ):
         with pytest.raises(StorageError, match="S3 refused the credentials; check AWS_ACCESS_KEY_ID") as error:
             act()
@@ -115,6 +109,16 @@ def test_refused_credentials_are_one_line_without_the_secret(rgw_server, monkeyp
     with pytest.raises(Unreadable) as refused, local_copy(f"{uri}/a.mp4"):
         pass
     assert refused.value.kind == "access_denied"
+
+
+def test_refused_credentials_are_one_line_without_the_secret(s3, monkeypatch):
+    uri = f"s3://{s3.bucket()}/t"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-very-secret-mistake")
+    # moto checks no signature, so a proxy in front of it refuses.
+    with servers.FaultyProxy(s3.endpoint, rate=1, faults=("refused",)) as proxy:
+        if s3.mock:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        check_refusal(uri)
 
 
 def test_a_bucket_or_server_that_is_not_there(moto, monkeypatch):

@@ -85,7 +85,7 @@ steps = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(steps=steps)
 def test_under_any_schedule_every_clip_ends_in_exactly_one_place_and_a_rerun_is_a_no_op(tmp_path_factory, steps):
-    """Clips are added, changed, removed, broken and repaired between runs, some of which are cut off before a commit."""
+    """Clips are added, changed, removed, broken and repaired between runs, some of which are cut before a commit."""
     uri = str(tmp_path_factory.mktemp("t"))
     sources, broken, clock = {"a": "c0"}, set(), [0]
 
