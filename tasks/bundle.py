@@ -80,9 +80,10 @@ class Bundle:
         """Refuse features that are not those the networks were trained on."""
         wanted = next(iter(self.networks.values())).config.in_dim
         if (extractor_id and self.extractor_id and extractor_id != self.extractor_id) or dim != wanted:
+            trained, given = self.extractor_id or "an unnamed extractor", extractor_id or "an unnamed extractor"
             raise ModelError(
-                f"the model reads features of {self.extractor_id or 'an unnamed extractor'} ({wanted} numbers a window); "
-                f"these are of {extractor_id or 'an unnamed extractor'} ({dim}). Extract with the model's backbone and weights"
+                f"the model reads features of {trained} ({wanted} numbers a window), these are of {given} ({dim}). "
+                "Extract them with the model's backbone and weights"
             )
 
 

@@ -1,4 +1,4 @@
-"""The state of a training after an epoch, as one safetensors file and one JSON file: nothing is pickled, nothing runs on load.
+"""The state of a training after an epoch, as one safetensors and one JSON file: no pickle, nothing runs on load.
 
 state.safetensors   model/<name>, momentum/<name>, ema/<name>, selected/<name>, logits/<which>
 state.json          epochs done, the selected epoch and its score, the history, the settings
@@ -28,8 +28,8 @@ class TrainState:
     epoch : int
         Epochs done.
     model, momentum, ema, selected : dict of name to Tensor
-        Weights after the epoch, SGD's momentum, the running average (empty when off), the weights of the selected epoch (empty when
-        the last epoch is selected).
+        Weights after the epoch, SGD's momentum, the running average (empty when off), the weights of the selected epoch
+        (empty when the last epoch is selected).
     selected_epoch, selected_score
         1-based epoch the selection rule picked so far, and its score.
     logits : dict of name to float32 [n, classes]

@@ -75,7 +75,7 @@ def _gather(local: Tensor, count: int, shard: Shard) -> Tensor:
 
 
 def fuse(forward: np.ndarray | None, reverse: np.ndarray | None, mu: float) -> np.ndarray:
-    """mu * forward + (1 - mu) * reverse; a direction that was not trained leaves the other alone. Logits [n, classes]."""
+    """mu * forward + (1 - mu) * reverse, [n, classes]; a direction that was not trained leaves the other alone."""
     if forward is None or reverse is None:
         only = forward if forward is not None else reverse
         if only is None:
@@ -87,13 +87,13 @@ def fuse(forward: np.ndarray | None, reverse: np.ndarray | None, mu: float) -> n
 def choose_mu(
     forward: np.ndarray, reverse: np.ndarray, target: np.ndarray, num_classes: int, published: float = 0.7
 ) -> float:
-    """The weight in {0, 0.05, ..., 1} with the best UAR on the given (validation) clips; of equals the nearest to the published one."""
+    """The weight in {0, 0.05, ..., 1} with the best UAR on the clips; of equals the one nearest to the published."""
     grid = np.round(np.linspace(0, 1, 21), 2)
     reached = [scores(target, fuse(forward, reverse, float(mu)).argmax(1), num_classes).uar for mu in grid]
     return float(max(zip(reached, -np.abs(grid - published), grid, strict=True))[2])
 
 
 def data_digest(clip_ids: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 of evaluation data, whatever its order: two scores compare only when they are of the same clips and labels."""
+    """SHA-256 of evaluation data, whatever its order: scores compare only on the same clips and labels."""
     pairs = sorted(zip(clip_ids.tolist(), labels.tolist(), strict=True))
     return hashlib.sha256("".join(f"{clip}\t{label}\n" for clip, label in pairs).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """The features of one direction of all wanted clips, as a few flat arrays: what training and evaluation read.
 
-A FeatureSet is read from the feature table once, put into Ray's object store, and mapped by every worker without a copy.
-Folds do not copy it either: a `Split` is three arrays of positions into it.
+A FeatureSet is read from the feature table once, put into Ray's object store, and mapped by every worker without a
+copy. Folds do not copy it either: a `Split` is three arrays of positions into it.
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class FeatureSet:
         return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
 
     def standardization(self, rows: np.ndarray, block: int = 65536) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (float32 [dim]) over the windows of the clips at `rows`; constant channels get 1."""
+        """Mean and deviation (float32 [dim]) over the windows of the clips at `rows`; constant channels get 1."""
         windows = self.windows_of(np.unique(rows))
         total = np.zeros(self.dim)
         for start in range(0, len(windows), block):
@@ -141,7 +141,7 @@ def from_clips(
     extractor: str = "",
     version: int = 0,
 ) -> FeatureSet:
-    """A FeatureSet in the order of `clips` (a `storage.features.ClipFeatures`), labels joined by clip_id; nothing is copied."""
+    """A FeatureSet in the order of `clips` (`storage.features.ClipFeatures`), labels joined by clip_id; no copy."""
     ids = np.asarray(clips.clip_ids, dtype=str)
     wanted = np.asarray(clip_ids, dtype=str)
     order = np.argsort(wanted, kind="stable")

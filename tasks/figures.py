@@ -108,7 +108,7 @@ def reliability_diagram(target: np.ndarray, logits: np.ndarray) -> "Figure":
 
 
 def embedding_map(features: np.ndarray, labels: np.ndarray, classes: Sequence[str], seed: int = 0) -> "Figure":
-    """t-SNE of the pooled features [n, dim] of test clips, coloured by true class; at most `MAP_CLIPS` clips, drawn by the seed."""
+    """t-SNE of pooled features [n, dim], coloured by true class; of more than `MAP_CLIPS` clips a seeded draw."""
     from sklearn.manifold import TSNE
 
     if len(features) > MAP_CLIPS:

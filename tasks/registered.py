@@ -1,4 +1,4 @@
-"""The model registry: a fused model becomes a version without a pickle, `candidate`, and `champion` when it is better."""
+"""The model registry: a fused model becomes a version (no pickle), `candidate`, and `champion` when it is better."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,8 +101,8 @@ def register(
     tags : dict
         More tags of the version.
     score_champion : callable
-        (uar, war) of another bundle on the same data, or None when it cannot read these features; asked only when the champion was
-        evaluated on other data.
+        (uar, war) of another bundle on the same data, or None when it cannot read these features; asked only when the
+        champion was evaluated on other data.
     """
     quiet()
     import mlflow
@@ -176,6 +176,9 @@ def fetch(tracking_uri: str, model: str) -> Bundle:
     """
     if not model.startswith("models:/"):
         return load_bundle(model)
+    database = tracking_uri.removeprefix("sqlite:///")
+    if database != tracking_uri and not Path(database).exists():
+        raise ModelError(f"no model {model}: there is no {database}; name the tracking server with --tracking-uri")
     quiet()
     import mlflow
     from mlflow.exceptions import MlflowException

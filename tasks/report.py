@@ -1,4 +1,4 @@
-"""The numbers a training ends with: per fold, mean and deviation, pooled, with intervals, beside the floor and the published row."""
+"""The numbers a training ends with: per fold, mean and deviation, pooled, with intervals, floor and published row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,7 @@
 """Batches made on the device: which clips, which windows, padded and noised, without a file read or a loader process.
 
-Every random number of a step is drawn for the whole (global) batch from a generator seeded by (seed, epoch), and each worker keeps
-the rows of its shard. So the worker count changes nothing, and an epoch can be repeated after a crash.
+Every random number of a step is drawn for the whole (global) batch from a generator seeded by (seed, epoch), and each
+worker keeps the rows of its shard. So the worker count changes nothing, and an epoch can be repeated after a crash.
 
 Shapes: B clips of the shard, G clips of the global batch, D feature size, T slots.
 """

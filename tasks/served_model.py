@@ -1,7 +1,7 @@
 """The registered model as MLflow runs it (models from code): rows of window features in, expressions out.
 
-A row holds `forward` and `reverse`, each [windows, dim], the windows of the deciding level (stride 4) in order. MLflow executes this
-file when it loads the model; the weights come from the folder beside it, as safetensors.
+A row holds `forward` and `reverse`, each [windows, dim], the windows of the deciding level (stride 4) in order. MLflow
+executes this file when it loads the model; the weights come from the folder beside it, as safetensors.
 """
 
 from typing import Any
@@ -49,11 +49,12 @@ class FusedExpressionModel(PythonModel):
 
 
 def _feature_set(rows: pd.DataFrame, direction: str, bundle: Bundle) -> FeatureSet:
-    """The rows' windows of one direction as a FeatureSet; every level holds all of them, as only the deciding one is read."""
+    """The rows' windows of one direction; every level holds all of them, as only the deciding one is read."""
     dim = bundle.networks[direction].config.in_dim
     if direction not in rows:
         raise ModelError(
-            f"the model needs a column {direction!r} of window features [windows, {dim}]; found {', '.join(map(str, rows.columns))}"
+            f"the model needs a column {direction!r} of window features [windows, {dim}]; "
+            f"found {', '.join(map(str, rows.columns))}"
         )
     clips = []
     for number, value in enumerate(rows[direction]):
@@ -62,7 +63,7 @@ def _feature_set(rows: pd.DataFrame, direction: str, bundle: Bundle) -> FeatureS
         )
         if clip.ndim != 2 or clip.shape[1] != dim or not len(clip):
             raise ModelError(
-                f"row {number}: {direction} must be at least one window of {dim} numbers; found shape {list(clip.shape)}"
+                f"row {number}: {direction} must be one window of {dim} numbers or more; found shape {list(clip.shape)}"
             )
         clips.append(clip)
     lengths = np.array([len(clip) for clip in clips])

@@ -104,7 +104,7 @@ def _groups(clip_ids: np.ndarray, subject_of: Callable[[str], str | None] | None
 
 
 def _hold_out(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int) -> np.ndarray:
-    """Mask of the clips held out: whole groups until the share is reached, or the share of every class (at least one clip)."""
+    """Mask of the clips held out: whole groups until the share is reached, or the share of every class."""
     if not 0 < share < 1:
         raise ModelError(f"validation is a share of the training clips between 0 and 1, such as 0.1; found {share}")
     rng = np.random.default_rng([seed, 7])
@@ -133,6 +133,6 @@ def overlap_line(fold: str, shared: Overlap) -> str:
     ):
         if names:
             parts.append(
-                f"{len(names)} {what} are in both train and test ({100 * share:.1f} % of the test clips; first: {names[0]})"
+                f"{len(names)} {what} in both train and test ({100 * share:.1f} % of the test clips; first: {names[0]})"
             )
     return f"fold {fold}: " + "; ".join(parts) if parts else ""

@@ -1,4 +1,4 @@
-"""What MLflow is told about a training: one run with a nested run for every direction of every fold. Never a credential."""
+"""What MLflow is told about a training: a run, with a nested one a direction and fold. Never a credential."""
 
 import os
 import subprocess
@@ -28,7 +28,8 @@ def tracking_uri(given: str | None, out: str) -> str:
         return named
     if "://" in out:
         raise ModelError(
-            f"{out} is no local folder, so MLflow's SQLite file cannot lie there; name --tracking-uri or MLFLOW_TRACKING_URI"
+            f"{out} is no local folder, so MLflow's SQLite file cannot lie there; name --tracking-uri, or set "
+            "MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{Path(out).resolve()}/mlflow.db"
 

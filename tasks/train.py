@@ -4,178 +4,22 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pthnet.errors import ModelError
-from pthnet.losses import ecstfl_loss, pyramid_loss
 from pthnet.metrics import scores
-from pthnet.pth_net import PTHNet, PTHNetConfig
-from pthnet.windows import LEVELS
+from pthnet.pth_net import PTHNet
 from tasks.checkpoints import TrainState, load_state, save_state
 from tasks.evaluate import logits_of
 from tasks.feature_set import FeatureSet, Split
-from tasks.sampling import DeviceTable, Pyramid, Shard, batches, epoch_order, generator_for
-
-SELECTIONS = ("last", "validation", "best-on-test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How one PTH-Net is trained; the defaults are those published for FERV39k.
-
-    Parameters
-    ----------
-    model : PTHNetConfig
-    epochs, milestones, decay : int, tuple of int, float
-        The learning rate is multiplied by `decay` after each milestone (epochs done).
-    lr, momentum, weight_decay : float
-        Of SGD.
-    batch : int
-        Clips in a global batch, whatever the number of workers.
-    noise : float
-        Deviation of the Gaussian noise on every slot.
-    levels : tuple of str
-        Levels trained; the finest of them decides.
-    loss : {"pyramid", "ecstfl"}
-        "ecstfl" adds gamma times the EC-STFL loss on the pooled features of the finest level.
-    class_weights, balanced : bool
-        Weigh the cross entropy by inverse class frequency; draw classes equally often.
-    ema : float
-        Decay of a running average of the weights that is evaluated and kept instead of them; 0 is off.
-    patience : int
-        Stop after so many epochs without a better score by the selection rule; 0 is off.
-    selection : {"last", "validation", "best-on-test"}
-        Which epoch's weights are kept. The papers' protocol is best-on-test.
-    select_by : {"uar", "war"}
-        The score that `validation` and `best-on-test` compare.
-    precision : {"fp32", "bf16"}
-        bf16 runs the network under autocast; weights and loss stay fp32.
-    seed : int
-    """
-
-    model: PTHNetConfig
-    epochs: int = 20
-    milestones: tuple[int, ...] = (5, 10, 15)
-    decay: float = 0.1
-    lr: float = 0.005
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    batch: int = 32
-    noise: float = 0.0005
-    levels: tuple[str, ...] = LEVELS
-    loss: str = "pyramid"
-    gamma: float = 10.0
-    class_weights: bool = False
-    balanced: bool = False
-    ema: float = 0.0
-    patience: int = 0
-    selection: str = "last"
-    select_by: str = "uar"
-    precision: str = "fp32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks: list[tuple[str, Any, Sequence[str]]] = [
-            ("loss", self.loss, ("pyramid", "ecstfl")),
-            ("selection", self.selection, SELECTIONS),
-            ("select_by", self.select_by, ("uar", "war")),
-            ("precision", self.precision, ("fp32", "bf16")),
-            *(("levels", level, LEVELS) for level in self.levels or ("none",)),
-        ]
-        for name, value, allowed in checks:
-            if value not in allowed:
-                raise ModelError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}; found {value!r}")
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ModelError(f"{name} must be at least 1; found {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ModelError(f"ema is a decay in [0, 1), such as 0.999; found {self.ema}")
-        if self.patience and self.selection == "last":
-            raise ModelError("patience needs a score to watch: add --selection validation (or best-on-test)")
-
-    @property
-    def level(self) -> str:
-        """The finest level trained, which decides."""
-        return next(level for level in LEVELS if level in self.levels)
-
-    def rate(self, epoch: int) -> float:
-        """Learning rate in the epoch (0-based)."""
-        return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON would give it back, for checkpoints and trackers."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-
-class ModelWithLoss(nn.Module):
-    """What DDP wraps: a network and the loss of one shard of a global batch, scaled so that the mean over workers is the batch's."""
-
-    def __init__(self, model: PTHNet, settings: TrainSettings, class_weights: Tensor | None, shard: Shard) -> None:
-        super().__init__()
-        self.model, self.settings, self.shard = model, settings, shard
-        self.class_weights = class_weights
-
-    def forward(self, pyramid: Pyramid, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Loss to differentiate, and [total, CE, KL middle, KL low, extra, hits] as sums over this shard's clips.
-
-        Parameters
-        ----------
-        pyramid, target
-            The shard's clips; one clip of no weight when the shard is empty.
-        count : int
-            Clips in the global batch.
-        """
-        settings, shard = self.settings, self.shard
-        mine = shard.slice(count)
-        rows = mine.stop - mine.start
-        wants_features = settings.loss == "ecstfl"
-        with torch.autocast(target.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            answer = self.model(pyramid, with_features=wants_features)
-        logits, features = answer if wants_features else (answer, None)
-        logits = {level: value.float() for level, value in logits.items()}
-        finest = logits[settings.level]
-        total, parts = pyramid_loss(logits, target)
-        if self.class_weights is not None:
-            # The mean of w * CE over the batch, with weights whose mean over the training clips is 1.
-            each = F.cross_entropy(finest, target, reduction="none")
-            total = total + ((self.class_weights[target] - 1) * each).mean()
-        loss = total * (rows * shard.world / count)
-        extra = total.new_zeros(())
-        if features is not None:
-            extra = settings.gamma * _global_ecstfl(features[settings.level].float(), target, count, shard)
-            loss = loss + extra
-        with torch.no_grad():
-            zero = total.new_zeros(())
-            hits = (finest.argmax(1) == target).sum()
-            named = [parts.get(name, zero) for name in ("ce", "kl_middle", "kl_low")]
-            share = torch.stack([total, *named, zero, zero]) * rows
-            share[4], share[5] = extra * rows, hits if rows else 0
-            share[0] += share[4]
-        return loss, share
-
-
-def _global_ecstfl(features: Tensor, target: Tensor, count: int, shard: Shard) -> Tensor:
-    """EC-STFL over the whole batch: pairs span workers, so features are gathered with their gradient."""
-    if shard.world == 1:
-        return ecstfl_loss(features, target)
-    from torch.distributed.nn.functional import all_gather
-
-    lengths = [(part := Shard(rank, shard.world).slice(count)).stop - part.start for rank in range(shard.world)]
-    spare = max(lengths) - lengths[shard.rank] if lengths[shard.rank] else max(lengths) - 1
-    gathered = all_gather(F.pad(features, (0, 0, 0, spare)))
-    labels = [torch.empty(max(lengths), dtype=target.dtype, device=target.device) for _ in lengths]
-    torch.distributed.all_gather(labels, F.pad(target, (0, spare)))
-    return ecstfl_loss(
-        torch.cat([part[:n] for part, n in zip(gathered, lengths, strict=True)]),
-        torch.cat([part[:n] for part, n in zip(labels, lengths, strict=True)]),
-    )
+from tasks.sampling import DeviceTable, Shard, batches, epoch_order, generator_for
+from tasks.shard_loss import ModelWithLoss, inverse_frequency
+from tasks.train_settings import TrainSettings
 
 
 def build_model(settings: TrainSettings, features: FeatureSet, rows: np.ndarray) -> PTHNet:
@@ -195,15 +39,6 @@ def build_model(settings: TrainSettings, features: FeatureSet, rows: np.ndarray)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in idle)
     return model
-
-
-def inverse_frequency(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class weights float32 [classes] proportional to 1 / frequency, with mean 1 over the labels given; 0 for absent classes."""
-    counts = np.bincount(labels, minlength=num_classes)
-    present = counts > 0
-    weights = np.zeros(num_classes)
-    weights[present] = len(labels) / (present.sum() * counts[present])
-    return weights.astype(np.float32)
 
 
 def train(
@@ -282,7 +117,8 @@ def train(
         seconds = time.perf_counter() - began
         if not np.isfinite(sums).all():
             raise ModelError(
-                f"the loss is not finite in epoch {state.epoch + 1}; lower the learning rate (now {settings.rate(state.epoch)})"
+                f"the loss is not finite in epoch {state.epoch + 1}; lower the learning rate "
+                f"(now {settings.rate(state.epoch)})"
             )
         names = ("loss", "ce", "kl_middle", "kl_low", settings.loss, "train_war")
         record = {name: value / seen for name, value in zip(names, sums, strict=True) if name != "pyramid"}
@@ -316,7 +152,7 @@ def _train_epoch(
     epoch: int,
     on_step: Callable[[float], None] | None,
 ) -> tuple[list[float], int]:
-    """One pass over the training clips; sums over all workers of what `ModelWithLoss` counts, and the number of clips."""
+    """One pass over the training clips: what `ModelWithLoss` counts, summed over workers, and the number of clips."""
     device = table.device
     generator = generator_for(device, settings.seed, epoch, 1)
     order = epoch_order(split.train, features.labels[split.train], settings.balanced, settings.seed, epoch, 0)
@@ -341,7 +177,7 @@ def _train_epoch(
         if on_step is not None:
             on_step(float(loss.detach()))
     for part in drops:
-        part.draws = None
+        part.draws = None  # type: ignore[assignment]
     if shard.world > 1:
         torch.distributed.all_reduce(sums)
     return sums.tolist(), len(order)
@@ -383,7 +219,7 @@ def _score_epoch(
     else:
         state.stale += 1
     if watched is not None and "test" in found:
-        state.logits["last"] = found["test"]
+        state.logits["last"] = found["test"].clone()  # safetensors refuses shared memory
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -392,7 +228,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     config : dict
-        features (object reference of a FeatureSet), split, settings, threads, progress (URI of a small JSON file that rank 0 keeps).
+        features (object reference of a FeatureSet), split, settings, threads, progress (URI of a small JSON file that
+        rank 0 keeps).
     """
     import json
     import tempfile
@@ -417,9 +254,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             state = load_state(directory)
 
     def wrap(module: nn.Module) -> nn.Module:
-        return prepare_model(
-            module, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True}
-        )
+        return prepare_model(module, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
 
     def on_epoch(reached: TrainState) -> None:
         metrics = {key: value for key, value in reached.history[-1].items() if isinstance(value, int | float)}
@@ -437,6 +272,6 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             features, config["split"], settings, table=table, shard=shard, wrap=wrap, state=state, on_epoch=on_epoch
         )
     except ModelError as error:
-        # Raised alike on every worker, and by a retry again: handed to the driver instead of counted as a failure of the machine.
+        # Raised alike on every worker, and again by a retry: told to the driver, not counted as a failing machine.
         return {"refused": str(error)}
     return {"epoch": final.epoch, "selected_epoch": final.selected_epoch}

@@ -1,4 +1,4 @@
-"""Feature tables and lists made of seeded numbers, learnable in a few epochs: what training is tested on, without a video."""
+"""Feature tables and lists of seeded numbers, learnable in a few epochs: what training is tested on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Many trainings at once: a TorchTrainer each, side by side within the cluster's resources, with one progress display."""
+"""Many trainings at once: a TorchTrainer each, side by side within the cluster's resources, in one display."""
 
 import json
 import os
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tasks.checkpoints import TrainState
     from tasks.feature_set import Split
-    from tasks.train import TrainSettings
+    from tasks.train_settings import TrainSettings
 
 MOST_THREADS = 8  # past this a step of batch 32 gains nothing
 # Ray Train asks its workers every 2 s and takes one report at a time: short epochs would wait for it.
@@ -51,8 +51,9 @@ class FitPlan:
 def plan_fits(count: int, resources: Mapping[str, float], workers: int | None = None) -> FitPlan:
     """Share out what `ray.cluster_resources()` reports among `count` trainings.
 
-    With GPUs: one worker and one GPU a training unless asked for more, as the network is small and folds are many. Without: two
-    workers; forward and reverse run side by side even on two cores, because a training waits as long as it computes.
+    With GPUs: one worker and one GPU a training unless asked for more, as the network is small and folds are many.
+    Without: two workers; forward and reverse run side by side even on two cores, because a training waits as long as
+    it computes.
 
     Raises
     ------
@@ -142,7 +143,7 @@ def _fit(fit: Fit, plan: FitPlan, folder: str, max_failures: int) -> "TrainState
             raise ModelError(f"{join(folder, fit.name)} was trained with other settings; give another --run-name")
         return state
     trainer = TorchTrainer(
-        train_loop,
+        train_loop,  # type: ignore[arg-type]
         train_loop_config={
             "features": fit.features,
             "split": fit.split,
@@ -171,8 +172,10 @@ def _fit(fit: Fit, plan: FitPlan, folder: str, max_failures: int) -> "TrainState
         raise ClusterError(
             f"training {fit.name} failed {max_failures + 1} times ({first}); the same command resumes it"
         ) from error
-    if (result.return_value or {}).get("refused"):
-        raise ModelError(f"{fit.name}: {result.return_value['refused']}")
+    answer: dict[str, Any] = result.return_value  # type: ignore[attr-defined]
+    if "refused" in answer:
+        raise ModelError(f"{fit.name}: {answer['refused']}")
+    assert result.checkpoint is not None  # at least one epoch was trained
     state = _load(result.checkpoint)
     write_atomic(done, json.dumps({"checkpoint": result.checkpoint.path.rstrip("/").rsplit("/", 1)[-1]}).encode())
     return state
@@ -202,9 +205,14 @@ class _Display:
 
         self.console, self.folder = console, folder
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self.tasks = {fit.name: self.progress.add_task(fit.name, total=fit.settings.epochs, note="") for fit in fits}
         self.read_at = 0.0
         self.lock = threading.Lock()

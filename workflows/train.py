@@ -1,6 +1,6 @@
-"""Train forward and reverse PTH-Net on every fold, fuse, score, log and register: `pthnet train --features features/ ...`.
+"""Train forward and reverse PTH-Net on every fold, fuse, score, log and register.
 
-    pthnet train --features features/ --train-list lists/train.txt --test-list lists/test.txt --classes Happy,Sad,Neutral
+    pthnet train --features features/ --train-list train.txt --test-list test.txt --classes Happy,Sad,Neutral
     pthnet train --features s3://bucket/features --benchmark DFEW --lists lists/
 
 The same command resumes what was interrupted, and only reads back what is finished.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pthnet.benchmarks import Benchmark
-    from tasks.train import TrainSettings
+    from tasks.train_settings import TrainSettings
 
 Level = Literal["high", "middle", "low"]
 
@@ -34,8 +34,8 @@ class TrainRequest:
     features
         The feature table, local or s3://.
     benchmark
-        A public benchmark (FERV39k, DFEW, MAFW-single, MAFW-compound, CREMA-D, eNTERFACE05, RAVDESS, MELD, CASME-II) or a YAML
-        file that describes your own.
+        A public benchmark (FERV39k, DFEW, MAFW-single, MAFW-compound, CREMA-D, eNTERFACE05, RAVDESS, MELD, CASME-II) or
+        a YAML file that describes your own.
     lists
         Folder of the benchmark's list files.
     fold
@@ -267,7 +267,7 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
 def settings_of(request: TrainRequest, benchmark: "Benchmark", in_dim: int) -> "TrainSettings":
     """The request's settings over the benchmark's published schedule."""
     from pthnet.pth_net import PTHNetConfig
-    from tasks.train import TrainSettings
+    from tasks.train_settings import TrainSettings
 
     schedule = benchmark.schedule
     epochs = request.epochs or schedule.epochs

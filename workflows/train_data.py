@@ -1,4 +1,4 @@
-"""What a training reads, and all it refuses before anything starts: lists, labels, extractor, missing clips, overlaps."""
+"""What a training reads, and all it refuses before anything starts: lists, labels, extractor, missing clips."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,10 +86,9 @@ def read_data(request: "TrainRequest") -> TrainData:
     wanted = np.unique(np.concatenate([part for fold in folds for part in (fold.train_ids, fold.test_ids)]))
     mask = refuse_missing(wanted, held, request.features, request.allow_missing)
     if not mask.all():
-        shown = ", ".join(_text(wanted[~mask][:5]))
-        notes.append(
-            f"left out {int((~mask).sum())} of {len(wanted)} listed clips without features: {shown}{', ...' if (~mask).sum() > 5 else ''}"
-        )
+        missing = int((~mask).sum())
+        shown = ", ".join(_text(wanted[~mask][:5])) + (", ..." if missing > 5 else "")
+        notes.append(f"left out {missing} of {len(wanted)} listed clips without features: {shown}")
         folds = [fold.keep(held) for fold in folds]
     if benchmark.note:
         notes.append(f"{benchmark.name}: {benchmark.note}")
@@ -134,7 +133,7 @@ def benchmark_of(request: "TrainRequest") -> "Benchmark":
         return load_benchmark_yaml(request.benchmark) if is_file else find_benchmark(request.benchmark)
     if not request.train_list or not request.test_list:
         raise ModelError(
-            "name the clips: --benchmark NAME --lists FOLDER, or --train-list FILE and --test-list FILE with --classes A,B,..."
+            "name the clips: --benchmark NAME --lists FOLDER, or --train-list FILE --test-list FILE --classes A,B,..."
         )
     classes = tuple(part.strip() for text in request.classes for part in text.split(",") if part.strip())
     if len(classes) < 2:
@@ -152,7 +151,8 @@ def _read_folds(request: "TrainRequest", benchmark: "Benchmark") -> tuple[list["
 
     if request.benchmark and not request.lists:
         raise ModelError(
-            f"{benchmark.name} needs its list files: --lists FOLDER with {benchmark.folds[0].train}, {benchmark.folds[0].test}"
+            f"{benchmark.name} needs its list files: --lists FOLDER, which holds {benchmark.folds[0].train}, "
+            f"{benchmark.folds[0].test} and so on"
         )
     folds, digests = [], {}
     for number in request.fold or tuple(fold.number for fold in benchmark.folds):
@@ -173,11 +173,12 @@ def _read_folds(request: "TrainRequest", benchmark: "Benchmark") -> tuple[list["
 
 
 def feature_refs(request: "TrainRequest", data: TrainData) -> dict[str, Any]:
-    """Object references of the FeatureSets, one a direction, each read once by a Ray task and mapped by every worker."""
+    """Object references of the FeatureSets, one a direction, each read once by a Ray task."""
     import ray
 
     read = ray.remote(num_cpus=1, num_returns=2, max_retries=2)(_load)
-    sets, sizes = {}, []
+    sets: dict[str, Any] = {}
+    sizes = []
     for direction in request.directions:
         sets[direction], size = read.remote(
             request.features,

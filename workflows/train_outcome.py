@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
     from tasks.bundle import Bundle
     from tasks.checkpoints import TrainState
-    from tasks.feature_set import FeatureSet
     from tasks.report import FoldResult
     from tasks.tracking import Tracker
-    from tasks.train import TrainSettings
+    from tasks.train_settings import TrainSettings
     from workflows.train import TrainRequest, TrainResult
     from workflows.train_data import TrainData
 
@@ -39,6 +38,7 @@ def conclude(
 
     from tasks.report import published_rows, summarize
     from workflows.train import TrainResult
+    from workflows.train_registry import figures_of, register_folds
 
     results = fuse_folds(request, data, states)
     summary = summarize(results, data.benchmark.classes)
@@ -60,10 +60,10 @@ def conclude(
             )
             tracker.history(children[fit], state.history)
             tracker.end(children[fit])
-        figures = _figures(states, results, bundles, features, data) if request.figures else {}
+        figures = figures_of(states, results, bundles, features, data) if request.figures else {}
         tracker.figures(parent, figures)
         tracker.metrics(parent, _final_metrics(summary))
-        registered = _register(request, data, settings, results, bundles, features, tracker, parent, name)
+        registered = register_folds(request, data, results, bundles, features, tracker, parent, name)
 
     outcome = TrainResult(
         run_name=name,
@@ -94,7 +94,7 @@ def fuse_folds(request: "TrainRequest", data: "TrainData", states: Mapping[str, 
     classes, results = data.benchmark.num_classes, []
     for split in data.census.splits:
         state = {direction: states[f"fold-{split.fold}-{direction}"] for direction in request.directions}
-        test = {direction: kept.logits["test"].numpy() for direction, kept in state.items()}
+        test: dict[str, np.ndarray] = {direction: kept.logits["test"].numpy() for direction, kept in state.items()}
         both = len(test) == 2
         fixed = 0.7 if request.mu == "validation" else float(request.mu)
         mu, logits = fixed, dict(test)
@@ -145,7 +145,7 @@ def make_bundles(
 
     made = {}
     for result in results:
-        networks = {}
+        networks: dict[str, PTHNet] = {}
         for direction in request.directions:
             network = PTHNet(settings.model)
             network.load_state_dict(states[f"fold-{result.fold}-{direction}"].weights)
@@ -176,7 +176,7 @@ def _protocol(request: "TrainRequest", results: Sequence["FoldResult"], publishe
     epoch = {
         "last": "weights of the last epoch",
         "validation": f"epoch chosen by {request.select_by.upper()} on held-out training clips",
-        "best-on-test": f"epoch chosen by {request.select_by.upper()} ON THE TEST CLIPS, as the papers do; scores are optimistic",
+        "best-on-test": f"epoch chosen by {request.select_by.upper()} ON THE TEST CLIPS, as in the papers: optimistic",
     }[request.selection]
     lines = [f"protocol: {epoch}"]
     if len(request.directions) == 2:
@@ -234,101 +234,6 @@ def _final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _figures(
-    states: Mapping[str, "TrainState"],
-    results: Sequence["FoldResult"],
-    bundles: Mapping[str, tuple["Bundle", Path]],
-    features: Mapping[str, "FeatureSet"],
-    data: "TrainData",
-) -> dict[str, Any]:
-    import numpy as np
-
-    from tasks import figures
-    from tasks.evaluate import logits_of
-    from tasks.sampling import DeviceTable
-
-    target = np.concatenate([result.target for result in results])
-    logits = np.concatenate([result.logits["fused"] for result in results])
-    shown = [system for system in ("forward", "reverse", "fused") if system in results[0].logits]
-    predicted = {system: np.concatenate([result.logits[system].argmax(1) for result in results]) for system in shown}
-    made = {
-        "learning_curves": figures.learning_curves(
-            {fit.replace("-", " "): state.history for fit, state in states.items()}
-        ),
-        "confusion": figures.confusion_matrix(target, predicted["fused"], data.benchmark.classes),
-        "recall": figures.class_recalls(
-            {system: (target, answers) for system, answers in predicted.items()}, data.benchmark.classes
-        ),
-        "reliability": figures.reliability_diagram(target, logits),
-    }
-    bundle, rows = bundles[results[0].fold][0], data.census.splits[0].test
-    if len(rows) > 4:
-        rows = (
-            rows
-            if len(rows) <= figures.MAP_CLIPS
-            else np.sort(np.random.default_rng(0).choice(rows, figures.MAP_CLIPS, replace=False))
-        )
-        pooled = []
-        for direction, network in bundle.networks.items():
-            table = DeviceTable(features[direction], _cpu())
-            pooled.append(logits_of(network, table, rows, level=bundle.level, with_features=True)[1])
-        joined = np.concatenate([part.numpy() for part in pooled if part is not None], axis=1)
-        made["embedding"] = figures.embedding_map(joined, data.census.labels[rows], data.benchmark.classes)
-    return made
-
-
-def _register(
-    request: "TrainRequest",
-    data: "TrainData",
-    settings: "TrainSettings",
-    results: Sequence["FoldResult"],
-    bundles: Mapping[str, tuple["Bundle", Path]],
-    features: Mapping[str, "FeatureSet"],
-    tracker: "Tracker",
-    parent: str,
-    name: str,
-) -> list[dict[str, Any]]:
-    from tasks.evaluate import data_digest
-    from tasks.registered import register
-
-    model = request.model_name or f"pthnet-{data.benchmark.name.lower()}"
-    wanted = {"none": [], "first": list(results[:1]), "all": list(results)}[request.register]
-    made = []
-    for result in wanted:
-        bundle, path = bundles[result.fold]
-        rows = data.census.splits[[each.fold for each in results].index(result.fold)].test
-        fold_scores = bundle.facts["test"]
-        tags = {"run": name, "fold": result.fold, "benchmark": data.benchmark.name, "extractor": data.extractor}
-        found = register(
-            tracker,
-            parent,
-            bundle,
-            path,
-            model,
-            uar=fold_scores["uar"],
-            war=fold_scores["war"],
-            data=data_digest(result.clip_ids, result.target),
-            tags={**tags, "table_version": str(data.version)},
-            score_champion=lambda other, rows=rows: _score_other(other, features, rows, data),  # type: ignore[misc]
-        )
-        made.append({**asdict(found), "uri": found.uri})
-    return made
-
-
-def _score_other(
-    other: "Bundle", features: Mapping[str, "FeatureSet"], rows: "np.ndarray", data: "TrainData"
-) -> tuple[float, float] | None:
-    """(uar, war) of another model on the same clips; None when it reads other features, directions or classes."""
-    from pthnet.metrics import scores
-
-    same = other.extractor_id == data.extractor and other.classes == data.benchmark.classes
-    if not same or not set(other.networks) <= set(features):
-        return None
-    answers = other.logits(dict(features), rows)["fused"].argmax(1)
-    found = scores(data.census.labels[rows], answers, data.benchmark.num_classes)
-    return found.uar, found.war
-
-
 def _write(
     folder: str,
     outcome: "TrainResult",
@@ -367,12 +272,6 @@ def _public(uri: str) -> str:
     """A tracking address without its user and password."""
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.split('@')[-1]}"
-
-
-def _cpu() -> Any:
-    import torch
-
-    return torch.device("cpu")
 
 
 class _Nothing:
