@@ -61,6 +61,18 @@ class FeatureTable:
         with files.explained(self.uri):
             return pa.concat_tables([schema.empty_table(), *delta.each_file(active["path"].to_pylist(), read)])
 
+    def complete(self, direction: str, extractor: str, *, version: int | None = None) -> list[str]:
+        """The clips that `load` would find in a direction, sorted."""
+        keys = self.keys(extractor, version=version)
+        ids = keys["clip_id"].unique().sort()
+        table = delta.open_table(self.features_uri, version)
+        if table is None or not len(ids):
+            return []
+        paths = _of_extractor(delta.active_files(table), extractor)["path"].to_pylist()
+        with files.explained(self.uri):
+            rows = newest_complete(Reader(self.features_uri, paths, direction).index(ids), None)
+        return ids.take(rows["clip"].unique()).sort().to_pylist()
+
     def extractors(self) -> dict[str, str]:
         """The extractors recorded here: id -> full specification (JSON)."""
         with files.explained(self.uri):

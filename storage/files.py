@@ -5,6 +5,7 @@ AWS_ACCESS_KEY_ID, ...), read at every call, so that a worker started with anoth
 are never taken into our hands: each client finds them by its own default chain, and no message repeats them.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -150,6 +151,9 @@ _REFUSED = (
 )  # fmt: skip
 
 
+_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
+
+
 def scrub(text: str) -> str:
     """The text on one line, without any credential of the environment."""
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
@@ -161,6 +165,12 @@ def scrub(text: str) -> str:
 def is_refusal(error: BaseException) -> bool:
     """Whether an error of pyarrow, boto3 or Delta says that the credentials were refused."""
     return isinstance(error, PermissionError) or any(word in str(error).lower() for word in _REFUSED)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error of Python, pyarrow or Delta says that a disk or a quota is full."""
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in _FULL)
 
 
 @contextmanager
@@ -178,6 +188,11 @@ def explained(uri: str) -> Iterator[None]:
         if not is_s3(uri):
             if isinstance(error, PermissionError):
                 raise StorageError(f"{uri}: permission denied ({text}); give this user access to it") from None
+            if is_full(error):
+                raise StorageError(
+                    f"{uri}: no space left on its disk; free some and run the same command again, what is committed is "
+                    "kept"
+                ) from None
             raise
         if "nosuchbucket" in text.lower() or "no such bucket" in text.lower() or "no_such_bucket" in text.lower():
             raise StorageError(f"{uri}: no such bucket; create it or correct the name") from None

@@ -130,6 +130,8 @@ class FaultyProxy:
         The server's endpoint.
     rate
         Share of requests that go wrong.
+    limit
+        Number of requests that go wrong at most.
     faults
         Among "unavailable", "drop", "cut", "stall", "lost" (the request is served and its answer dropped) and
         "refused" (as for wrong credentials).
@@ -144,6 +146,7 @@ class FaultyProxy:
         seed: int = 0,
         only: tuple[str, ...] = ("GET", "PUT", "POST", "DELETE", "HEAD"),
         stall_seconds: float = 0.5,
+        limit: int | None = None,
     ) -> None:
         host, _, port = target.removeprefix("http://").partition(":")
         generator = random.Random(seed)
@@ -166,6 +169,7 @@ class FaultyProxy:
                 with lock:
                     proxy.requests += 1
                     fault = generator.choice(faults) if self.command in only and generator.random() < rate else None
+                    fault = fault if limit is None or proxy.injected < limit else None
                     proxy.injected += fault is not None
                 if fault == "unavailable":
                     self.send_response(503)

@@ -100,10 +100,13 @@ def test_an_answer_lost_after_the_commit_is_not_a_failure(moto):
     uri = f"s3://{moto.bucket()}/t"
     delta.ensure_table(f"{uri}/features", FEATURES, ["extractor"])
     shard = write_shard(table(row("a")), uri, "e-1")
-    with pytest.MonkeyPatch.context() as patch, servers.FaultyProxy(moto.endpoint, rate=0.4, faults=("lost",)) as proxy:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        servers.FaultyProxy(moto.endpoint, rate=1, limit=1, only=("PUT",), faults=("lost",)) as proxy,
+    ):
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         commits.commit(uri, [shard], None, "app", 1, "run")
-        assert proxy.injected > 0
+        assert proxy.injected == 1
     assert visible(uri) == ["a"]
 
 

@@ -94,6 +94,18 @@ def test_a_server_that_fails_at_random_is_asked_again(moto, monkeypatch):
         assert proxy.injected >= 3
 
 
+def test_a_body_cut_short_goes_on_where_it_stopped(moto, monkeypatch):
+    bucket = moto.bucket()
+    body = os.urandom(3_000_000)
+    moto.put(bucket, "v/a.mp4", body)
+    clip = only(f"s3://{bucket}/v")
+    with servers.FaultyProxy(moto.endpoint, rate=1, limit=3, faults=("cut",)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with local_copy(clip["uri"], content=clip["content"]) as path:
+            assert Path(path).read_bytes() == body
+        assert proxy.injected == 3
+
+
 def check_refusal(uri):
     for act in (
         lambda: list_clips([uri]),
