@@ -33,7 +33,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
     wanted = address or os.environ.get("RAY_ADDRESS")
     on_this_machine = not wanted or wanted == "local"
     if on_this_machine:
-        # Ray turns a loopback address into the outward one unless it is told that there is no cluster; read on import.
+        # Ray turns a loopback address into the outward one unless it is told that there is no cluster. Its processes
+        # read that from the environment; here Ray may have been imported before.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Whether a token guards a cluster that only this machine reaches is no news worth four lines at every start.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -44,6 +45,9 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
         if wanted and not on_this_machine:
             _join(wanted, quiet)
         else:
+            from ray._private import ray_constants
+
+            ray_constants.ENABLE_RAY_CLUSTER = False
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
