@@ -67,7 +67,7 @@ def _range(request: dict[str, Any], total: int) -> tuple[int, int]:
 def read_with_av(request: dict[str, Any], sink: FrameSink) -> dict[str, Any]:
     """Decode with PyAV (ffmpeg), turning the picture as its display matrix says."""
     try:
-        with _opened(request["path"]) as container:
+        with opened(request["path"]) as container:
             stream = picture_stream(container)
             if stream is None:
                 raise Refused("no_video_stream", "it has no video stream")
@@ -94,7 +94,7 @@ def picture_stream(container: Any) -> Any | None:
 def _read_whole(container: Any, stream: Any, sink: FrameSink) -> int:
     end = None
     for frame in container.decode(stream):
-        sink.put(_upright(frame))
+        sink.put(upright(frame))
         if frame.pts is not None:
             end = max(end or 0, frame.pts + (frame.duration or 0))
     # A file cut short decodes without complaint up to the cut. Where its index promised more frames and time, say so.
@@ -123,7 +123,7 @@ def _read_part(request: dict[str, Any], container: Any, stream: Any, sink: Frame
         if first <= number < last:
             if number != first + sink.count:
                 raise Refused("decode_error", f"frame {first + sink.count} cannot be decoded")
-            sink.put(_upright(frame))
+            sink.put(upright(frame))
         if number >= last - 1:
             break
     if sink.count != last - first:
@@ -141,7 +141,7 @@ def frame_times(container: Any, stream: Any) -> list[int | None]:
 
 def look(request: dict[str, Any], sink: FrameSink) -> dict[str, Any]:
     """Read the header of a video; with request["exact"] also count its frames from the packets."""
-    with _opened(request["path"]) as container:
+    with opened(request["path"]) as container:
         stream = picture_stream(container)
         if stream is None:
             raise Refused("no_video_stream", "it has no video stream")
@@ -155,7 +155,8 @@ def look(request: dict[str, Any], sink: FrameSink) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def opened(path: str) -> Iterator[Any]:
+    """A PyAV container over a local file or an S3 object."""
     if "://" not in path:
         with av.open(path, metadata_errors="ignore") as container:
             yield container
@@ -167,7 +168,8 @@ def _opened(path: str) -> Iterator[Any]:
         yield container
 
 
-def _upright(frame: Any) -> np.ndarray:
+def upright(frame: Any) -> np.ndarray:
+    """The picture as it is meant to be seen, turned as its display matrix says."""
     image = frame.to_ndarray(format="rgb24")
     return np.rot90(image, round(frame.rotation / 90)) if frame.rotation % 360 else image
 

@@ -1,11 +1,12 @@
 """Where a model named on the command line comes from, and the backbone whose features it reads."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
 from pthnet.errors import ModelError
-from pthnet.extractor import Extractor
+from pthnet.extractor import Extractor, digest_state_dict
 from tasks.bundle import BACKBONE, Bundle, load_bundle
 from tasks.registered import fetch
 
@@ -54,14 +55,14 @@ def extractor_of(bundle: Bundle) -> Extractor:
     """
     if not bundle.extractor:
         raise ModelError(
-            f"the model reads features of {bundle.extractor_id or 'an unnamed extractor'} whose settings were not recorded, "
-            "so videos cannot be extracted for it; give a --features table that holds them"
+            f"the model reads features of {bundle.extractor_id or 'an unnamed extractor'} whose settings were not "
+            "recorded, so videos cannot be extracted for it; give a --features table that holds them"
         )
     return Extractor.from_json(json.dumps(bundle.extractor))
 
 
 def backbone_weights(bundle: Bundle, extractor: Extractor, given: str | None = None) -> str | None:
-    """Where the backbone's weights lie: the file given, the model's own copy, the place it remembers; None to draw them.
+    """Where the backbone's weights lie: the file given, the model's copy, the place it remembers; None to draw them.
 
     Raises
     ------
@@ -80,5 +81,13 @@ def backbone_weights(bundle: Bundle, extractor: Extractor, given: str | None = N
         return remembered
     gone = f"they were at {remembered}, which is not there any more" if remembered else "the model does not say where"
     raise ModelError(
-        f"the model needs the weights of {extractor.backbone} (sha256 {extractor.weights[:8]}...) and {gone}; give --weights FILE"
+        f"the model needs the weights of {extractor.backbone} (sha256 {extractor.weights[:8]}...) and {gone}; "
+        "give --weights FILE"
     )
+
+
+def digest_of(bundle: Bundle, *settings: object) -> str:
+    """Names a model together with settings of its use: what was made with another one is made again."""
+    told = [bundle.mu, bundle.level, bundle.classes, bundle.extractor_id, *settings]
+    told += [(direction, digest_state_dict(net.state_dict())) for direction, net in sorted(bundle.networks.items())]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -20,7 +20,7 @@ QUARANTINED = pa.schema([(name, pa.string()) for name in ("clip", "uri", "stage"
 
 
 def clips_schema(classes: Sequence[str]) -> pa.Schema:
-    """One row per clip. agreement is 1 less the total variation between forward and reverse: 1 = the same probabilities."""
+    """One row per clip. agreement: 1 less the total variation between forward and reverse; 1 = equal probabilities."""
     return pa.schema(
         [
             ("clip", pa.string()),

@@ -3,13 +3,13 @@
 Three questions, one batch of small pyramids for all of them:
 
 - the clip: the published evaluation, windows sampled into the slots of the deciding level;
-- a window: a sliding evaluation. The `context` windows around it (5 at stride 4 are 32 frames) are judged as though they
-  were a clip of their own; at the ends of a clip there are fewer. A clip of one window scores as its window does;
+- a window: a sliding evaluation. The `context` windows around it (5 at stride 4 are 32 frames) are judged as though
+  they were a clip of their own; at the ends of a clip there are fewer. A clip of one window scores as its window does;
 - a window's contribution: the clip is judged again without it, the other slots closing up. Exact, not a gradient: the
-  probability of the clip's label with the window less that without it. Windows that fill no slot contribute exactly 0, and
-  the only window of a clip has no contribution (NaN).
+  probability of the clip's label with the window less that without it. Windows that fill no slot contribute exactly 0,
+  and the only window of a clip has no contribution (NaN).
 
-Window i counted from the start of a clip of n is window n - 1 - i of the reversed one; their frames differ by 3 at most.
+Window i of the n in a clip is window n - 1 - i of the reversed clip; their frames differ by 3 at most.
 
 Shapes: N clips, W windows at the deciding level, C classes, V pyramids, T slots, D feature size.
 """
@@ -44,8 +44,8 @@ class ClipScores:
     clip, window : dict of system to float32 [N, C], [W, C]
         Probabilities by "forward", "reverse" (those the model has) and "fused".
     contribution : float32 [W]
-        Probability of the clip's label with the window less without it. NaN for the only window of a clip, and everywhere
-        when no evidence was asked for.
+        Probability of the clip's label with the window less without it. NaN for the only window of a clip, and
+        everywhere when no evidence was asked for.
     used : bool [W]
         Whether the window filled a slot in either direction.
     num_frames : int64 [N]

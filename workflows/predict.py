@@ -1,7 +1,7 @@
-"""Predict the expression in videos: `pthnet predict "clips/*.mp4" --model models:/pthnet-dfew@champion --out predictions/`.
+"""Predict the expression in videos: `pthnet predict "clips/*.mp4" --model models:/NAME@champion --out predictions`.
 
-list -> extract what has no features yet -> score clip by clip and window by window -> tables. Run again, it extracts and draws only
-what is missing. Without anything to extract Ray is not started.
+list -> extract what has no features yet -> score clip by clip and window by window -> tables, pictures, page. Run
+again, it extracts and draws only what is missing. Without anything to extract Ray is not started.
 """
 
 import json as json_module
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from pthnet.extractor import Extractor
     from tasks.bundle import Bundle
+    from tasks.report_page import PageClip
     from workflows.extract import Settings
+    from workflows.predict_pictures import Wanted
 
 CHUNK_CLIPS = 512  # clips scored together
 CHUNK_BYTES = 4 << 30  # of their files: bounds the windows of long videos held at once
@@ -43,6 +45,8 @@ class PredictionResult:
         Clips without a prediction, see quarantined.csv.
     labels : dict of class to int
         Clips by label.
+    report : str
+        The page, "" when none was asked for.
     seconds : dict
         model, list, extract, score, pictures.
     """
@@ -58,6 +62,7 @@ class PredictionResult:
     extracted: int
     quarantined: dict[str, int]
     labels: dict[str, int]
+    report: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -85,6 +90,10 @@ def predict(
     weights: str | None = None,
     context: int = 5,
     evidence: bool = True,
+    timeline: bool = True,
+    overlay: bool = True,
+    report: bool = True,
+    max_pictures: int = 500,
     max_failure_rate: float = 0.5,
     max_attempts: int = 1,
     retry_quarantined: bool = False,
@@ -104,7 +113,7 @@ def predict(
     model
         models:/NAME@champion, models:/NAME/VERSION, or the folder of a trained model.
     out
-        Receives clips, windows and quarantined (.parquet and .csv) and predictions.json.
+        Receives clips, windows and quarantined (.parquet and .csv), predictions.json, report.html and the pictures.
     features
         Feature table to read and to add to; by default one in OUT.
     root
@@ -117,6 +126,12 @@ def predict(
         Windows judged together around each window; odd.
     evidence
         Also compute what every window contributed to its clip's label.
+    timeline, overlay
+        Draw a picture, and a video with the label drawn in, of every clip.
+    report
+        Write report.html, a page to browse the predictions with.
+    max_pictures
+        Clips that get pictures and videos, the first by name.
     max_failure_rate
         Exit code 1 when more than this share of the clips got no prediction.
     max_attempts, retry_quarantined, decode_timeout
@@ -131,6 +146,7 @@ def predict(
         Print the result as one JSON object.
     """
     from workflows.extract import Settings
+    from workflows.predict_pictures import Wanted
     from workflows.predict_report import print_result
 
     settings = Settings(
@@ -151,6 +167,7 @@ def predict(
         weights=weights,
         context=context,
         evidence=evidence,
+        pictures=Wanted(timeline=timeline, overlay=overlay, report=report, most=max_pictures),
         settings=settings,
         address=address,
     )
@@ -172,20 +189,25 @@ def run_prediction(
     weights: str | None = None,
     context: int = 5,
     evidence: bool = True,
+    pictures: "Wanted | None" = None,
     settings: "Settings | None" = None,
     address: str | None = None,
 ) -> PredictionResult:
-    """Predict and write the tables; parameters as in `predict`, and `model` may be a loaded one.
+    """Predict and write; parameters as in `predict`, but `model` may be a loaded one, and `pictures` default to all.
 
     Raises
     ------
     ModelError, StorageError, ClusterError
         For what a user can put right: no such model or source, weights that are not the model's.
     """
-    from tasks.model_source import load_model
+    from dataclasses import replace
+
+    from tasks.model_source import digest_of, load_model
     from workflows import extract
+    from workflows.predict_pictures import Wanted, illustrate_clips, write_report
 
     settings = settings or extract.Settings()
+    wanted = Wanted() if pictures is None else pictures
     clock = _Clock()
     out = Path(out)
     bundle = load_model(model, tracking_uri) if isinstance(model, str) else model
@@ -197,7 +219,8 @@ def run_prediction(
     extracted = _extract_missing(clips, table, bundle, weights, settings, address)
     clock.lap("extract")
     known, refused = _divided(clips, table, bundle.extractor_id)
-    counts = _score(known, table, bundle, out, head_device(settings.device), context, evidence)
+    shown: list[tuple[PageClip, str]] | None = [] if wanted else None
+    counts = _score(known, table, bundle, out, head_device(settings.device), context, evidence, shown)
     _write_refused(refused, out)
     clock.lap("score")
     result = PredictionResult(
@@ -212,6 +235,11 @@ def run_prediction(
         seconds=clock.seconds,
         **counts,
     )
+    if shown is not None:
+        drawn = illustrate_clips(shown, out, wanted, digest_of(bundle, context))
+        if wanted.report:
+            result = replace(result, report=str(write_report(drawn, refused, result, bundle)))
+        clock.lap("pictures")
     _write_json(out / "predictions.json", asdict(result))
     return result
 
@@ -295,12 +323,20 @@ def _divided(clips: "pa.Table", table: str, extractor_id: str) -> tuple["pa.Tabl
 
 
 def _score(
-    known: "pa.Table", table: str, bundle: "Bundle", out: Path, device: str, context: int, evidence: bool
+    known: "pa.Table",
+    table: str,
+    bundle: "Bundle",
+    out: Path,
+    device: str,
+    context: int,
+    evidence: bool,
+    shown: "list[tuple[PageClip, str]] | None",
 ) -> dict[str, Any]:
-    """Score all clips with features in chunks, so that memory does not grow with their number."""
+    """Score all clips with features, holding no more than a chunk's features; fill `shown` if given."""
     from storage.features import FeatureTable
     from tasks.predictions import PredictionFiles, clip_rows, clips_schema, window_rows, windows_schema
     from tasks.score import score_clips
+    from workflows.predict_pictures import page_clips
 
     features = FeatureTable(table)
     version = features.version()
@@ -320,6 +356,8 @@ def _score(
             clip_files.add(rows)
             window_files.add(window_rows(scores, bundle.classes))
             labels += rows["label"].to_pylist()
+            if shown is not None:
+                shown.extend(page_clips(scores, chunk, bundle.classes))
     return {"clips": clip_files.rows, "windows": window_files.rows, "labels": _counted(labels)}
 
 

@@ -33,6 +33,8 @@ def print_result(result: "PredictionResult") -> None:
     steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     console.print(f"{result.windows} windows, {result.extracted} clips extracted; seconds: {steps}")
     console.print(f"tables: {result.out}/clips.parquet, {result.out}/windows.parquet (and .csv)", soft_wrap=True)
+    if result.report:
+        console.print(f"page: {result.report}", soft_wrap=True)
 
 
 def _plain(text: str) -> str:
