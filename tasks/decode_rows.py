@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pthnet.windows import segment_windows
-from tasks.decode import Decoded, DecodePool, DecodeRequest
+from tasks.decode import READER, Decoded, DecodePool, DecodeRequest
 from tasks.segments import SEGMENTS
 
 DECODED = pa.schema(
@@ -36,13 +36,19 @@ DECODED = pa.schema(
 
 
 @cache
-def _pool(timeout_s: float) -> DecodePool:
+def _pool(timeout_s: float, reader: str) -> DecodePool:
     """One warm child process per worker process; it ends with it."""
-    return DecodePool(workers=1, timeout_s=timeout_s)
+    return DecodePool(workers=1, timeout_s=timeout_s, reader=reader)
 
 
 def decode_rows(
-    rows: pa.Table, *, image_size: int | None, timeout_s: float, whole_limit: int, tail: str = "cover"
+    rows: pa.Table,
+    *,
+    image_size: int | None,
+    timeout_s: float,
+    whole_limit: int,
+    tail: str = "cover",
+    reader: str = READER,
 ) -> pa.Table:
     """Decode a block of segments.
 
@@ -56,6 +62,8 @@ def decode_rows(
         Seconds one segment may take before its decoder is killed.
     whole_limit
         Most frames a clip decoded whole may turn out to have; beyond it, its header lied.
+    reader
+        What reads in the child, as in `tasks.decode.DecodePool`.
 
     Returns
     -------
@@ -64,7 +72,7 @@ def decode_rows(
     """
     size = None if image_size is None else (image_size, image_size)
     requests = [_request(row, size, whole_limit, tail) for row in rows.select(SEGMENTS.names).to_pylist()]
-    decoded = _pool(timeout_s).decode(requests)
+    decoded = _pool(timeout_s, reader).decode(requests)
     return attach(rows, decoded, [request.first for request in requests])
 
 

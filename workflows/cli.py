@@ -21,11 +21,34 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
     "Features": [
         ("extract", "workflows.extract:extract", "Extract VideoMAE V2 features of every new or changed clip."),
         ("status", "workflows.status:status", "Show what a feature table holds, lacks and quarantines."),
+        ("vacuum", "workflows.maintain:vacuum", "Delete files of a feature table that no reader needs."),
+        ("compact", "workflows.maintain:compact", "Merge the small files of a feature table."),
+        (
+            "import-features",
+            "workflows.import_features:import_features",
+            "Bring published .npy features into a feature table.",
+        ),
+        (
+            "export-features",
+            "workflows.export_features:export_features",
+            "Write features as the published .npy files.",
+        ),
     ],
     "Models": [
         ("train", "workflows.train:train", "Train forward and reverse PTH-Net, fuse and register them."),
         ("evaluate", "workflows.evaluate:evaluate", "Score a registered model on a list of clips."),
         ("predict", "workflows.predict:predict", "Predict the expression in videos."),
+    ],
+    "Clusters": [
+        ("submit", "workflows.submit:submit", "Run a workflow on a Ray cluster and follow it."),
+        ("jobs", "workflows.jobs:jobs", "List, show, follow and stop the jobs of a cluster."),
+        ("schedule", "workflows.schedule:schedule", "Run a workflow again and again, never twice at once."),
+        (
+            "refresh",
+            "workflows.refresh:refresh",
+            "Extract what is new, retrain, and promote the model if it is better.",
+        ),
+        ("manifests", "workflows.manifests:manifests", "Print Kubernetes manifests for KubeRay."),
     ],
 }
 
