@@ -6,7 +6,7 @@ gets the same features alone as in company.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -243,7 +243,7 @@ def build_backbone(
         wanted = name
         if wanted.backbone == NULL:
             return NullBackbone(wanted, device=device, micro_batch=micro_batch or 64)
-        model = _load(VideoMAEConfig(**wanted.config), weights, wanted.seed or 0, wanted.backbone)
+        model = _load(VideoMAEConfig(**wanted.config), weights, wanted.seed or 0)
         found = digest_state_dict(model.state_dict())
         if found != wanted.weights:
             source = weights if weights is not None else f"random weights of seed {wanted.seed}"
@@ -260,7 +260,7 @@ def build_backbone(
             config = {"image_size": 224, "dim": 1408}
             nothing = Extractor(backbone=NULL, config=config, weights=digest_state_dict({}), **settings)
             return NullBackbone(nothing, device=device, micro_batch=micro_batch or 64)
-        model = _load(VideoMAEConfig.named(short), weights, seed, _PREFIX + short)
+        model = _load(VideoMAEConfig.named(short), weights, seed)
         extractor = Extractor(
             backbone=_PREFIX + short,
             config=asdict(model.config),
@@ -289,18 +289,12 @@ def default_micro_batch(config: VideoMAEConfig, device: str | torch.device) -> i
     return 8 if flops(config) < 2e9 else 1
 
 
-def _load(config: VideoMAEConfig, weights: str | Path | None, seed: int, name: str) -> VideoMAE:
+def _load(config: VideoMAEConfig, weights: str | Path | None, seed: int) -> VideoMAE:
     if weights is None:
         return VideoMAE.seeded(config, seed)
     from pthnet.published import load_videomae  # the reader of foreign files; not needed for random weights
 
-    model = load_videomae(weights)
-    found = replace(model.config, num_classes=0)
-    if found != config:
-        raise ModelError(f"{weights} holds {found}, not {name} ({config}); choose the backbone that fits the file")
-    model.head = None
-    model.config = found
-    return model
+    return load_videomae(weights, config)
 
 
 def _warn(message: str) -> None:
