@@ -170,7 +170,7 @@ def train_pthnet_folds(
     report: Report | None = None,
     keep_weights: bool = False,
 ) -> list[FoldOutcome]:
-    """Train both directions for every fold and fuse their logits on the left-out subject; losses are the forward ones."""
+    """Train both directions of every fold and fuse their logits on the left-out subject; losses are forward's."""
     device = torch.device(device)
     tables = [(held, DeviceTable(held, device)) for held in (forward, reverse)]
     outcomes = []
@@ -187,7 +187,7 @@ def train_pthnet_folds(
         weights = {
             f"{name}.{key}": value.detach().cpu()
             for name, state in zip(("forward", "reverse"), states, strict=True)
-            for key, value in state.weights().items()
+            for key, value in state.weights.items()
         }
         outcomes.append(
             FoldOutcome(
