@@ -10,9 +10,10 @@ import numpy as np
 
 from pthnet.errors import ModelError
 from tasks.bundle import Bundle, load_bundle
-from tasks.tracking import Tracker, quiet
+from tasks.champion import CANDIDATE, CHAMPION, judge, settle
+from tasks.tracking import Tracker, at
 
-CANDIDATE, CHAMPION = "candidate", "champion"
+__all__ = ["CANDIDATE", "CHAMPION", "Registered", "fetch", "input_example", "log_version", "register"]
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow", "deltalake", "scikit-learn", "boto3")
 
 
@@ -83,7 +84,7 @@ def register(
     tags: dict[str, str],
     score_champion: Callable[[Bundle], tuple[float, float] | None],
 ) -> Registered:
-    """Log the folder as a model of the run, register it, and move the aliases.
+    """Log the folder as a model of the run, register it, and let `tasks.champion` decide who is champion.
 
     Parameters
     ----------
@@ -104,66 +105,39 @@ def register(
         (uar, war) of another bundle on the same data, or None when it cannot read these features; asked only when the
         champion was evaluated on other data.
     """
-    quiet()
-    import mlflow
-
-    root = Path(__file__).resolve().parent.parent
-    mlflow.set_tracking_uri(tracker.uri)
-    mlflow.set_registry_uri(tracker.uri)
-    with mlflow.start_run(run_id=run_id):
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(root / "tasks" / "served_model.py"),
-            artifacts={"bundle": str(folder)},
-            code_paths=[str(root / room) for room in ("pthnet", "storage", "tasks")],
-            signature=_signature(bundle),
-            input_example=input_example(bundle),
-            pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
-        )
-    made = mlflow.register_model(
-        logged.model_uri, name, tags={**tags, "uar": repr(uar), "war": repr(war), "evaluation_data": data}
+    scored = {"uar": repr(uar), "war": repr(war), "evaluation_data": data}
+    version = log_version(tracker, run_id, bundle, folder, name, {**tags, **scored})
+    decision = judge(
+        tracker.client,
+        name,
+        version,
+        score_champion=lambda other: score_champion(fetch(tracker.uri, f"models:/{name}/{other}")),
     )
-    version = str(made.version)
+    settle(tracker.client, name, version, decision)
+    return Registered(name=name, version=version, champion=decision.champion, reason=decision.reason)
+
+
+def log_version(
+    tracker: Tracker, run_id: str, bundle: Bundle, folder: str | Path, name: str, tags: dict[str, str]
+) -> str:
+    """Log the folder as a model of the run, register it with these tags as the `candidate`; returns the version."""
+    root = Path(__file__).resolve().parent.parent
+    with at(tracker.uri):
+        import mlflow
+
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(root / "tasks" / "served_model.py"),
+                artifacts={"bundle": str(folder)},
+                code_paths=[str(root / room) for room in ("pthnet", "storage", "tasks")],
+                signature=_signature(bundle),
+                input_example=input_example(bundle),
+                pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
+            )
+        version = str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
     tracker.client.set_registered_model_alias(name, CANDIDATE, version)
-    better, reason = _compare(tracker, name, uar, war, data, score_champion)
-    if better:
-        tracker.client.set_registered_model_alias(name, CHAMPION, version)
-    tracker.client.set_model_version_tag(name, version, "decision", reason)
-    return Registered(name=name, version=version, champion=better, reason=reason)
-
-
-def _compare(
-    tracker: Tracker,
-    name: str,
-    uar: float,
-    war: float,
-    data: str,
-    score_champion: Callable[[Bundle], tuple[float, float] | None],
-) -> tuple[bool, str]:
-    """Whether the new version beats the champion: UAR first, WAR on a tie, on the same evaluation data only."""
-    champion = _alias(tracker, name, CHAMPION)
-    if champion is None:
-        return True, "champion: the first version"
-    label = f"version {champion.version}"
-    if champion.tags.get("evaluation_data") == data and "uar" in champion.tags:
-        other: tuple[float, float] | None = (float(champion.tags["uar"]), float(champion.tags["war"]))
-    else:
-        other = score_champion(fetch(tracker.uri, f"models:/{name}/{champion.version}"))
-    if other is None:
-        return False, f"not champion: {label} reads another extractor's features and cannot be compared on this data"
-    shown = f"UAR {100 * uar:.2f} against {100 * other[0]:.2f} of {label} on the same data"
-    if (uar, war) > other:
-        return True, f"champion: {shown}"
-    return False, f"not champion: {shown}"
-
-
-def _alias(tracker: Tracker, name: str, alias: str) -> Any | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return tracker.client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None  # no such alias yet
+    return version
 
 
 def fetch(tracking_uri: str, model: str) -> Bundle:
@@ -179,16 +153,15 @@ def fetch(tracking_uri: str, model: str) -> Bundle:
     database = tracking_uri.removeprefix("sqlite:///")
     if database != tracking_uri and not Path(database).exists():
         raise ModelError(f"no model {model}: there is no {database}; name the tracking server with --tracking-uri")
-    quiet()
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    with at(tracking_uri):
+        import mlflow
+        from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(model))
-    except MlflowException as error:
-        raise ModelError(f"no model {model} at {tracking_uri.split('@')[-1]}: {str(error).splitlines()[0]}") from error
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(model))
+        except MlflowException as error:
+            where = tracking_uri.split("@")[-1]
+            raise ModelError(f"no model {model} at {where}: {str(error).splitlines()[0]}") from error
     found = sorted(folder.glob("artifacts/*/model.json"))
     if not found:
         raise ModelError(f"{model} was not registered by `pthnet train`: it holds no model.json")
