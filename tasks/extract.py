@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pthnet.errors import ModelError
 from pthnet.extractor import Extractor
 from pthnet.windows import LEVELS, Pyramid, frame_indices, pyramid, segment_windows
 from storage.features import FEATURES
 from tasks.decode_rows import DECODED
+from tasks.meters import STAGES
 
 _OF_THE_TABLE = [column for column in FEATURES if column.name not in ("extractor", "created_at")]
 EXTRACTED = pa.schema(
@@ -87,6 +89,7 @@ class ExtractFeatures:
 
         from pthnet.backbone import build_backbone
         from storage.copies import local_copy
+        from tasks.meters import Meters
 
         if threads and device == "cpu":
             torch.set_num_threads(threads)
@@ -97,6 +100,7 @@ class ExtractFeatures:
                 self.backbone = build_backbone(extractor, weights=path, device=device, micro_batch=micro_batch)
         self.extractor = extractor
         self.frames_per_pass = frames_per_pass
+        self.meters = Meters(extractor.id)
         self.bare_rate = self._bare_rate() if measure else 0.0
         self.ready_at = time.time()
         self._idle_since = time.perf_counter()
@@ -108,6 +112,7 @@ class ExtractFeatures:
         for batch in self._passes(work, frames):
             self._forward(work, frames, batch)
         table = self._table(rows, work, waited / max(len(work), 1))
+        self._count(table)
         self._idle_since = time.perf_counter()
         return table
 
@@ -185,6 +190,12 @@ class ExtractFeatures:
             for column in EXTRACTED
         }
         return pa.table(typed).cast(EXTRACTED)
+
+    def _count(self, table: pa.Table) -> None:
+        ended = {row["values"]: row["counts"] for row in pc.value_counts(table["status"].combine_chunks()).to_pylist()}
+        seconds = {stage: pc.sum(table[f"{stage}_s"]).as_py() or 0.0 for stage in STAGES}
+        fill = table["batch_fill"][0].as_py() if table.num_rows else 0.0
+        self.meters.count(pc.sum(table["windows"]).as_py() or 0, ended, seconds, fill)
 
     def _directed(self, work: list[_Work], direction: str) -> pa.Array:
         """The forward or reverse struct column; null where the row failed or the direction was not wanted."""

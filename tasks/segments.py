@@ -78,6 +78,12 @@ def probe_rows(clips: pa.Table, limits: SegmentLimits, image_size: int | None) -
     return clips.append_column("num_frames", pa.array(lengths[0])).append_column("segment_frames", pa.array(lengths[1]))
 
 
+def whole_rows(clips: pa.Table) -> pa.Table:
+    """Clips that shall not be probed, each as one segment; see `probe_rows`."""
+    nothing = pa.array(np.zeros(clips.num_rows, np.int64))
+    return clips.append_column("num_frames", nothing).append_column("segment_frames", nothing)
+
+
 def cut(clips: pa.Table) -> pa.Table:
     """One row per segment, clips in the order given.
 

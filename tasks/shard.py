@@ -15,8 +15,7 @@ from storage.errors import StorageError
 from storage.features import FEATURES
 from storage.quarantine import QUARANTINE
 from storage.shards import write_shard
-
-_STAGE_SECONDS = ("decode_s", "wait_s", "forward_s")
+from tasks.meters import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,7 @@ def write_rows(*blocks: pa.Table, uri: str, extractor_id: str, run_id: str) -> W
     whole = pc.sum(pc.equal(good["num_segments"], 1)).as_py() or 0
     long = good.filter(pc.greater(good["num_segments"], 1)).group_by(["clip_id", "num_segments"])
     counted = long.aggregate([([], "count_all")])
-    seconds = {name.removesuffix("_s"): pc.sum(rows[name]).as_py() or 0.0 for name in _STAGE_SECONDS}
+    seconds = {stage: pc.sum(rows[f"{stage}_s"]).as_py() or 0.0 for stage in STAGES}
     return Written(
         shard=shard,
         quarantine=_quarantine(bad, extractor_id, run_id, at),

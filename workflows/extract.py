@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.shard import Written
 
 
+DECODE_MEMORY = 512 << 20  # bytes a node must have left for each decoder and its frames
 WHOLE_MARGIN = 4  # a clip decoded whole may hold this many times the frames its header led us to expect
 
 
@@ -272,13 +273,14 @@ def run(
     clips
         Schema CLIPS.
     decode
-        Replaces the decode stage in benchmarks; called like `tasks.decode_rows.decode_rows`.
+        Replaces probing and decoding in benchmarks; called like `tasks.decode_rows.decode_rows`.
 
     Raises
     ------
     FencedOut
         When another run of this extractor commits to the table meanwhile.
     """
+    from cluster.causes import causes
     from storage.commits import committed
     from storage.features import FeatureTable
     from storage.runs import new_run_id, write_run
@@ -300,7 +302,7 @@ def run(
     table.put_extractor(extractor.id, extractor.to_json())
     if todo.todo.num_rows:
         committer = Committer(features, application, base, report.run_id)
-        with Progress(todo.todo.num_rows) as progress:
+        with causes(), Progress(todo.todo.num_rows) as progress:
             for written in _pipeline(todo.todo, table, extractor, weights, settings, report.run_id, address, decode):
                 committer.add(written)
                 if committer.waiting_bytes >= settings.shard_bytes or committer.waited_s >= settings.commit_every_s:
@@ -336,7 +338,7 @@ def _pipeline(
     from pthnet.pixels import shipped_size
     from tasks.decode_rows import decode_rows
     from tasks.extract import ExtractFeatures
-    from tasks.segments import SegmentLimits, blocks, cut, probe_rows, without_done
+    from tasks.segments import SegmentLimits, blocks, cut, probe_rows, whole_rows, without_done
 
     resources = connect(address)
     pools = pool_sizes(resources, settings.max_cpus, settings.max_gpus, device=settings.device)
@@ -345,9 +347,13 @@ def _pipeline(
     limits = SegmentLimits(frames=settings.segment_frames)
     decode_options = {"num_cpus": pools.decode_cpus, **pool_options(settings.decode_on)}
 
-    probing = ray.remote(probe_rows).options(**decode_options)
-    chunks = [probing.remote(block, limits, image_size) for block in blocks(todo, pools.decode_tasks, most_rows=256)]
-    segments = without_done(cut(pa.concat_tables(ray.get(chunks))), table.keys(extractor.id), extractor.id)
+    if decode is None:
+        probing = ray.remote(probe_rows).options(**decode_options)
+        parts = blocks(todo, pools.decode_tasks, most_rows=256)
+        probed = pa.concat_tables(ray.get([probing.remote(part, limits, image_size) for part in parts]))
+    else:
+        probed = whole_rows(todo)
+    segments = without_done(cut(probed), table.keys(extractor.id), extractor.id)
 
     rows = (
         quiet(ray.data.from_arrow(blocks(segments, pools.decode_tasks + pools.gpu_actors)))
@@ -363,6 +369,7 @@ def _pipeline(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=TaskPoolStrategy(size=pools.decode_tasks),
+            memory=DECODE_MEMORY,  # and with it unlike the next stage, which Ray Data would else fuse this one into
             **decode_options,
         )
         .map_batches(
@@ -437,6 +444,9 @@ def forward_threads(resources: dict[str, Any], pools: "Pools") -> int:
 
 def quiet(dataset: Any) -> Any:
     """Ray Data without its own progress bars and logs: the workflow has one bar for all stages."""
+    import logging
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     return dataset

@@ -165,7 +165,7 @@ def test_an_extractor_accepts_only_the_weights_it_names(tiny):
 def test_a_weight_file_must_hold_the_backbone_that_was_asked_for(tmp_path):
     with_head = VideoMAE.seeded(VideoMAEConfig.named("tiny", num_classes=5), 3)
     torch.save({"model": with_head.state_dict()}, tmp_path / "vit.pth")
-    with pytest.raises(ModelError, match="patch_embed.proj"):
+    with pytest.raises(ModelError, match=r"patch_embed\.proj"):
         build_backbone("small", weights=tmp_path / "vit.pth", precision="fp32")
     loaded = build_backbone("tiny", weights=tmp_path / "vit.pth", precision="fp32")
     assert loaded.extractor.seed is None
