@@ -1,4 +1,4 @@
-"""Everything of an extraction but decoding and forward pass: planning, scheduling, shards, commits, at 1k to 100k clips.
+"""Everything of an extraction but decoding and forward pass: planning, scheduling, shards, commits, 1k to 100k clips.
 
 python -m benchmarks.scale --clips 1000 --clips 10000
 """
