@@ -16,6 +16,7 @@ Device = Literal["cuda", "cpu"]
 CPU_ACTOR_THREADS = 8
 # Decoding a clip costs a small part of a ViT forward on the same cores: one core in four keeps the others fed.
 CPU_DECODE_SHARE = 0.25
+HEAD_RESOURCE = "node:__internal_head__"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,8 @@ def pool_sizes(
         The cluster may grow (autoscaler, nodes added later): pools may outgrow today's nodes, up to the ceilings given.
         With `max_gpus` the forward pool asks for GPUs even when none is up yet, and an autoscaler adds them.
     node_cpus
-        CPUs of the smallest node that should hold a forward actor; an actor on CPU never reserves more.
+        CPUs of the smallest node that should hold a forward actor; an actor on CPU never reserves more. None takes the
+        mean over the nodes that `resources` lists.
     gpu_fraction
         GPUs per forward actor: 0.5 puts two actors on each.
     actor_cpus
@@ -115,6 +117,10 @@ def pool_sizes(
         )
     if device != "cpu" and gpus >= gpu_fraction:
         return _on_gpus(cpus, min(have_gpus, gpus), gpus, gpu_fraction, actor_cpus or 1.0, decode_cpus)
+    if node_cpus is None:
+        # one "node:ADDRESS" entry each, plus a second one for the head
+        nodes = sum(amount for name, amount in resources.items() if name.startswith("node:") and name != HEAD_RESOURCE)
+        node_cpus = max(1.0, math.floor(have_cpus / nodes)) if nodes and have_cpus else None
     return _on_cpus(min(have_cpus, cpus) or cpus, cpus, node_cpus, actor_cpus, decode_cpus)
 
 
@@ -198,12 +204,22 @@ def _on_cpus(now: float, later: float, node_cpus: float | None, actor_cpus: floa
             decode_cpus=min(decode_cpus, half),
             device="cpu",
         )
-    decoding = max(decode_cpus, math.floor(now * CPU_DECODE_SHARE))
+    # node by node, so that every actor fits one and each node keeps a core or more for decoding: when a node is lost,
+    # its actor can start again elsewhere without taking the last core that decodes
+    node = min(node_cpus or now, now)
+    share = max(decode_cpus, math.floor(node * CPU_DECODE_SHARE))
     per_actor = actor_cpus
     if per_actor is None:
-        per_actor = max(1.0, float(math.floor(min(CPU_ACTOR_THREADS, now - decoding, node_cpus or now))))
-    actors = max(1, int((now - decoding) / per_actor + 1e-9))
-    ceiling = max(actors, int((later - max(decode_cpus, later * CPU_DECODE_SHARE)) / per_actor + 1e-9))
+        each = math.ceil((node - share) / CPU_ACTOR_THREADS) or 1
+        per_actor = max(1.0, float(math.floor((node - share) / each)))
+    per_node = max(1, int((node - share) / per_actor + 1e-9))
+
+    def actors_on(cpus: float) -> int:
+        nodes = max(1, int(cpus / node + 1e-9))
+        return max(1, min(nodes * per_node, int((cpus - decode_cpus) / per_actor + 1e-9)))
+
+    actors = actors_on(now)
+    ceiling = max(actors, actors_on(later))
     left = now - actors * per_actor
     return Pools(
         gpu_actors=actors,

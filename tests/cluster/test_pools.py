@@ -25,9 +25,26 @@ def test_one_core_is_halved_so_that_neither_pool_starves() -> None:
     assert pools.gpu_actors * pools.actor_cpus + pools.decode_tasks * pools.decode_cpus <= 1.0
 
 
-def test_cpu_actors_fit_the_smallest_node() -> None:
+def test_cpu_actors_fit_the_smallest_node_beside_its_share_of_decoding() -> None:
     pools = pool_sizes({"CPU": 16.0}, node_cpus=4)
-    assert (pools.actor_cpus, pools.gpu_actors, pools.decode_tasks) == (4.0, 3, 4)
+    assert (pools.actor_cpus, pools.gpu_actors, pools.decode_tasks) == (3.0, 4, 4)
+
+
+def test_the_nodes_ray_lists_are_counted_the_head_once() -> None:
+    three = {
+        "CPU": 6.0,
+        "node:10.0.0.1": 1.0,
+        "node:__internal_head__": 1.0,
+        "node:10.0.0.2": 1.0,
+        "node:10.0.0.3": 1.0,
+    }
+    pools = pool_sizes(three)
+    assert (pools.actor_cpus, pools.gpu_actors, pools.decode_tasks) == (1.0, 3, 3)
+
+
+def test_a_big_machine_runs_several_actors_rather_than_one_with_idle_threads() -> None:
+    pools = pool_sizes({"CPU": 32.0, "node:10.0.0.1": 1.0})
+    assert (pools.actor_cpus, pools.gpu_actors, pools.decode_tasks) == (8.0, 3, 8)
 
 
 def test_ceilings_hold_on_a_shared_cluster() -> None:
