@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from tasks.champion import CANDIDATE, CHAMPION, judge, settle
 from tasks.tracking import Tracker, at
 
 __all__ = ["CANDIDATE", "CHAMPION", "Registered", "fetch", "input_example", "log_version", "register"]
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow", "deltalake", "scikit-learn", "boto3")
+REQUIREMENTS = (
+    *("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow", "deltalake", "scikit-learn", "boto3"),
+    *("av", "opencv-contrib-python-headless"),  # a row may name a video
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,13 @@ def _signature(bundle: Bundle) -> Any:
 
     windows = Array(Array(DataType.double))
     return ModelSignature(
-        inputs=Schema([ColSpec(windows, direction) for direction in bundle.networks]),
+        # A row names a video or brings its features: neither alone is required.
+        inputs=Schema(
+            [
+                ColSpec(DataType.string, "video", required=False),
+                *(ColSpec(windows, direction, required=False) for direction in bundle.networks),
+            ]
+        ),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "expression"),
@@ -117,6 +127,15 @@ def register(
     return Registered(name=name, version=version, champion=decision.champion, reason=decision.reason)
 
 
+def requirements() -> list[str]:
+    """What a plain environment needs to serve a model, in the versions of this one."""
+    found = [f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS]
+    try:
+        return [*found, f"decord=={installed('decord')}; platform_machine == 'x86_64'"]
+    except PackageNotFoundError:
+        return found  # not made for this machine; PyAV reads everything there
+
+
 def log_version(
     tracker: Tracker, run_id: str, bundle: Bundle, folder: str | Path, name: str, tags: dict[str, str]
 ) -> str:
@@ -133,7 +152,7 @@ def log_version(
                 code_paths=[str(root / room) for room in ("pthnet", "storage", "tasks")],
                 signature=_signature(bundle),
                 input_example=input_example(bundle),
-                pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
+                pip_requirements=requirements(),
             )
         version = str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
     tracker.client.set_registered_model_alias(name, CANDIDATE, version)

@@ -1,7 +1,8 @@
-"""The registered model as MLflow runs it (models from code): rows of window features in, expressions out.
+"""The registered model as MLflow runs it (models from code): rows of videos or window features in, expressions out.
 
-A row holds `forward` and `reverse`, each [windows, dim], the windows of the deciding level (stride 4) in order. MLflow
-executes this file when it loads the model; the weights come from the folder beside it, as safetensors.
+A row holds `video`, a path or s3:// URI that this process can read, or `forward` and `reverse`, each [windows, dim],
+the windows of the deciding level (stride 4) in order. MLflow executes this file when it loads the model; the weights
+come from the folder beside it, as safetensors. The backbone is loaded when the first video is asked for.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from mlflow.pyfunc import PythonModel
 from pthnet.errors import ModelError
 from pthnet.windows import LEVELS
 from tasks.bundle import Bundle, load_bundle
+from tasks.direct import DirectExtractor, direct_extractor
 from tasks.feature_set import FeatureSet
 
 
@@ -25,6 +27,7 @@ class FusedExpressionModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Read the folder the model was registered with."""
         self.bundle = load_bundle(context.artifacts["bundle"])
+        self._extractor: DirectExtractor | None = None
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Classify every row.
@@ -35,6 +38,8 @@ class FusedExpressionModel(PythonModel):
             expression (name), confidence (of it), probabilities (all classes, in the model's order).
         """
         bundle = self.bundle
+        if "video" in model_input:
+            model_input = self._with_features(model_input)
         features = {direction: _feature_set(model_input, direction, bundle) for direction in bundle.networks}
         logits = bundle.logits(features, np.arange(len(model_input)))["fused"].astype(np.float64)
         shares = np.exp(logits - logits.max(1, keepdims=True))
@@ -47,6 +52,22 @@ class FusedExpressionModel(PythonModel):
             }
         )
 
+    def _with_features(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows with the features of those that name a video in place of its name."""
+        found: dict[str, list[Any]] = {direction: [] for direction in self.bundle.networks}
+        for row in rows.to_dict("records"):
+            video = row.get("video")
+            made = self._extract(video) if isinstance(video, str) and video else row
+            for direction, column in found.items():
+                value = made.get(direction)
+                column.append(value if isinstance(value, list | np.ndarray) else None)
+        return pd.DataFrame(found, index=rows.index)
+
+    def _extract(self, video: str) -> dict[str, Any]:
+        if self._extractor is None:
+            self._extractor = direct_extractor(self.bundle)
+        return dict(self._extractor.features(video, self.bundle.level))
+
 
 def _feature_set(rows: pd.DataFrame, direction: str, bundle: Bundle) -> FeatureSet:
     """The rows' windows of one direction; every level holds all of them, as only the deciding one is read."""
@@ -54,7 +75,7 @@ def _feature_set(rows: pd.DataFrame, direction: str, bundle: Bundle) -> FeatureS
     if direction not in rows:
         raise ModelError(
             f"the model needs a column {direction!r} of window features [windows, {dim}]; "
-            f"found {', '.join(map(str, rows.columns))}"
+            f"or a column 'video'; found {', '.join(map(str, rows.columns))}"
         )
     clips = []
     for number, value in enumerate(rows[direction]):

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class Tracker:
             raise ModelError(f"MLflow at {uri.split('@')[-1]} does not answer: {str(error).splitlines()[0]}") from error
 
     def begin(self, name: str, key: str, tags: Mapping[str, str], parent: str | None = None) -> str:
-        """Run id of the run with this key; begun now, or the one an interrupted command began."""
+        """Run id of the run with this key (where its files lie); begun now, or by an interrupted command before."""
         found = self.client.search_runs([self.experiment_id], f"tags.`{RUN_TAG}` = '{key}'", max_results=1)
         if found:
             run_id: str = found[0].info.run_id
@@ -125,6 +126,28 @@ class Tracker:
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run."""
         self.client.set_terminated(run_id, status)
+
+
+@contextmanager
+def at(uri: str) -> Iterator[None]:
+    """Let MLflow's module-level functions speak to `uri`; afterwards they and the environment are as before."""
+    quiet()
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        # MLflow writes its address into the environment, where a later training would take it for the user's.
+        mlflow.set_tracking_uri(before[names[0]])  # type: ignore[arg-type]
+        mlflow.set_registry_uri(before[names[1]])  # type: ignore[arg-type]
+        for name in names:
+            os.environ.pop(name, None)
+            if (value := before[name]) is not None:
+                os.environ[name] = value
 
 
 def quiet() -> None:

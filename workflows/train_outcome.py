@@ -47,7 +47,7 @@ def conclude(
     features = {direction: ray.get(ref) for direction, ref in refs.items()}
     bundles = make_bundles(request, data, settings, states, results, summary, name, _local(folder, name))
 
-    parent, children = _begin_runs(tracker, name, request, data, settings, states)
+    parent, children = _begin_runs(tracker, name, folder, request, data, settings, states)
     with console.status("logging and registering") if console.is_terminal else _Nothing():
         for fit, state in states.items():
             tracker.params(
@@ -192,6 +192,7 @@ def _protocol(request: "TrainRequest", results: Sequence["FoldResult"], publishe
 def _begin_runs(
     tracker: "Tracker",
     name: str,
+    folder: str,
     request: "TrainRequest",
     data: "TrainData",
     settings: "TrainSettings",
@@ -204,7 +205,7 @@ def _begin_runs(
         "pthnet.table_version": str(data.version),
         "pthnet.lists": json.dumps(data.facts["lists"]),
     }
-    parent = tracker.begin(name, name, tags)
+    parent = tracker.begin(name, folder, tags)
     flat = {key: value for key, value in settings.to_dict().items() if key != "model"}
     flat |= {f"model.{key}": value for key, value in settings.to_dict()["model"].items()}
     chosen = {
@@ -215,7 +216,7 @@ def _begin_runs(
     }
     data_params = {"extractor": data.extractor, "features": data.facts["features"], "table_version": data.version}
     tracker.params(parent, {**flat, **chosen, **data_params})
-    children = {fit: tracker.begin(fit, f"{name}/{fit}", tags, parent) for fit in states}
+    children = {fit: tracker.begin(fit, f"{folder}/{fit}", tags, parent) for fit in states}
     return parent, children
 
 
