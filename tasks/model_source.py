@@ -8,6 +8,7 @@ from pathlib import Path
 from pthnet.errors import ModelError
 from pthnet.extractor import Extractor, digest_state_dict
 from tasks.bundle import BACKBONE, Bundle, load_bundle
+from tasks.champion import holder
 from tasks.registered import fetch
 
 DEFAULT_STORE = Path("runs/mlflow.db")  # where `pthnet train` tracks unless it is told otherwise
@@ -39,10 +40,32 @@ def load_model(model: str, tracking_uri: str | None = None) -> Bundle:
         When there is no such model.
     """
     if model.startswith("models:/"):
-        return fetch(registry_uri(tracking_uri), model)
+        uri = registry_uri(tracking_uri)
+        version = _version(uri, model)
+        bundle = fetch(uri, f"models:/{_name(model)}/{version}" if version else model)
+        bundle.facts["version"] = version
+        return bundle
     if not Path(model).is_dir():
         raise ModelError(f"{model} is neither models:/NAME@ALIAS, models:/NAME/VERSION nor a folder with a model")
     return load_bundle(model)
+
+
+def _name(model: str) -> str:
+    return model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+
+
+def _version(uri: str, model: str) -> str:
+    """The version behind an alias at this moment, or the one named; "" where only MLflow can tell (latest)."""
+    if "@" not in model:
+        named = model.rpartition("/")[2]
+        return named if named.isdigit() else ""
+    from tasks.tracking import quiet
+
+    quiet()
+    from mlflow import MlflowClient
+
+    found = holder(MlflowClient(tracking_uri=uri, registry_uri=uri), _name(model), model.rpartition("@")[2])
+    return str(found.version) if found else ""
 
 
 def extractor_of(bundle: Bundle) -> Extractor:

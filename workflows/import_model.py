@@ -157,7 +157,8 @@ def register_bundle(bundle: "Bundle", name: str, *, uri: str, experiment: str, l
     from tasks.registered import Registered, log_version
     from tasks.tracking import Tracker
 
-    tracker = Tracker(uri, experiment)
+    database = uri.removeprefix("sqlite:///")  # then MLflow would put artifacts into the working directory
+    tracker = Tracker(uri, experiment, None if database == uri else str(Path(database).parent / "mlartifacts"))
     digest = digest_of(bundle)
     tags = {
         "source": "published weights",

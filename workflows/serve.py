@@ -1,0 +1,240 @@
+"""Serve a model over HTTP on Ray Serve: `pthnet serve --model models:/NAME@champion`.
+
+POST /predict {"instances": [{"forward": [[...]], "reverse": [[...]]}]}, or [{"video": "clip.mp4"}] below --videos
+GET  /healthz
+
+Requests that arrive together are scored together. It listens on loopback unless --host says otherwise; there is no
+login, so put it behind something that has one before others can reach it.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from tasks.serving import Limits
+
+
+def serve(
+    *,
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    videos: tuple[str, ...] = (),
+    tracking_uri: str | None = None,
+    weights: str | None = None,
+    device: Literal["auto", "cuda", "cpu"] = "auto",
+    replicas: int = 1,
+    cpus: float = 1,
+    max_batch: int = 32,
+    batch_wait: float = 0.002,
+    max_waiting: int = 256,
+    max_request_mb: int = 32,
+    address: str | None = None,
+) -> int:
+    """Serve a model until interrupted.
+
+    Parameters
+    ----------
+    model
+        models:/NAME@champion, models:/NAME/VERSION, or the folder of a trained model.
+    host, port
+        Where to listen.
+    videos
+        Folder or s3:// prefix whose videos a request may name; may be given several times. Without it: features only.
+    tracking_uri
+        MLflow that knows the model; by default MLFLOW_TRACKING_URI, else runs/mlflow.db.
+    weights
+        The backbone's weights, when they are not where the model remembers them.
+    device
+        Where backbone and model run.
+    replicas, cpus
+        Copies of the model, and cores of each.
+    max_batch, batch_wait
+        Most instances scored at once, and seconds the first of them waits for others.
+    max_waiting
+        Requests that may wait; further ones get 503.
+    max_request_mb
+        Largest request.
+    address
+        Ray cluster; by default RAY_ADDRESS, else this machine.
+    """
+    import signal
+    import threading
+
+    from ray import serve as ray_serve
+
+    from tasks.serving import Limits
+
+    limits = Limits(bytes=max_request_mb << 20, videos=tuple(videos))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    start(
+        model,
+        host=host,
+        port=port,
+        limits=limits,
+        tracking_uri=tracking_uri,
+        weights=weights,
+        device=device,
+        replicas=replicas,
+        cpus=cpus,
+        max_batch=max_batch,
+        batch_wait=batch_wait,
+        max_waiting=max_waiting,
+        address=address,
+    )
+    print(f"serving {model} at http://{host}:{port}; Ctrl-C ends it", flush=True)
+    stop.wait()
+    ray_serve.shutdown()
+    return 0
+
+
+def start(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: "Limits | None" = None,
+    tracking_uri: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    replicas: int = 1,
+    cpus: float = 1,
+    max_batch: int = 32,
+    batch_wait: float = 0.002,
+    max_waiting: int = 256,
+    address: str | None = None,
+) -> None:
+    """Start the deployment and return when it answers; parameters as in `serve`.
+
+    Raises
+    ------
+    ModelError, ClusterError
+        When there is no such model or cluster.
+    """
+    from ray import serve as ray_serve
+
+    from cluster.connect import connect
+    from tasks.model_source import load_model, registry_uri
+    from tasks.serving import Limits
+
+    load_model(model, tracking_uri)  # refused here, in one line, rather than by a replica that restarts for ever
+    found = registry_uri(tracking_uri) if model.startswith("models:/") else None
+    resources = connect(address)
+    on_gpu = device == "cuda" or (device == "auto" and resources.get("GPU", 0) > 0)
+    ray_serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
+    app = application(
+        model,
+        tracking_uri=found,
+        weights=weights,
+        device="cuda" if on_gpu else "cpu",
+        limits=limits or Limits(),
+        max_batch=max_batch,
+        batch_wait=batch_wait,
+        options={
+            "num_replicas": replicas,
+            "max_ongoing_requests": 4 * max_batch,
+            "max_queued_requests": max_waiting,
+            "ray_actor_options": {"num_cpus": cpus, "num_gpus": 1 if on_gpu else 0},
+        },
+    )
+    ray_serve.run(app, name="pthnet", route_prefix="/")
+
+
+def application(
+    model: str,
+    *,
+    tracking_uri: str | None,
+    weights: str | None,
+    device: str,
+    limits: "Limits",
+    max_batch: int,
+    batch_wait: float,
+    options: dict[str, Any],
+) -> "Application":
+    """The Ray Serve application; also what a Serve config file of one's own cluster can import."""
+    from ray import serve as ray_serve
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+
+    @ray_serve.deployment(name="Expressions", **options)
+    class Expressions:
+        def __init__(self) -> None:
+            import torch
+
+            from tasks.direct import DirectExtractor
+            from tasks.model_source import load_model
+            from tasks.serving import Scorer
+
+            torch.set_num_threads(max(1, int(options["ray_actor_options"]["num_cpus"])))
+            self.bundle = load_model(model, tracking_uri)
+            self.scorer = Scorer(self.bundle, device)
+            self.extractor: DirectExtractor | None = None
+
+        @ray_serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=batch_wait)
+        async def score(self, instances: list[Any]) -> list[Any]:
+            return await asyncio.to_thread(self.scorer, instances)
+
+        async def __call__(self, request: Request) -> JSONResponse:
+            from pthnet.errors import ModelError
+            from tasks.serving import Refusal
+
+            try:
+                return JSONResponse(await self.answer(request))
+            except Refusal as refusal:
+                return JSONResponse({"error": str(refusal)}, status_code=refusal.status)
+            except ModelError as error:  # a clip that cannot be decoded, or is too long
+                return JSONResponse({"error": str(error)}, status_code=422)
+
+        async def answer(self, request: Request) -> dict[str, Any]:
+            from tasks.serving import Refusal, read_request
+
+            path = request.url.path.rstrip("/") or "/"
+            if path in ("/healthz", "/"):
+                return {
+                    "status": "ok",
+                    "model": model,
+                    "classes": list(self.bundle.classes),
+                    "predict": "POST /predict",
+                }
+            if path != "/predict":
+                raise Refusal(404, f"there is no {path[:100]}; POST to /predict, GET /healthz")
+            if request.method != "POST":
+                raise Refusal(405, f"/predict takes POST, not {request.method}")
+            kind = request.headers.get("content-type", "application/json").split(";")[0].strip()
+            if kind != "application/json":
+                raise Refusal(415, f"/predict takes application/json, not {kind[:100]}")
+            asked = read_request(await self.body(request), self.bundle, limits)
+            instances = [
+                await asyncio.to_thread(self.extracted, each) if isinstance(each, str) else each
+                for each in asked.instances
+            ]
+            return {"predictions": await asyncio.gather(*(self.score(each) for each in instances))}
+
+        async def body(self, request: Request) -> bytes:
+            from tasks.serving import Refusal
+
+            too_long = Refusal(413, f"a request may have {limits.bytes} bytes; send fewer instances")
+            declared = request.headers.get("content-length", "0")
+            if declared.isdigit() and int(declared) > limits.bytes:
+                raise too_long
+            parts, size = [], 0
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.bytes:
+                    raise too_long
+                parts.append(part)
+            return b"".join(parts)
+
+        def extracted(self, video: str) -> Any:
+            if self.extractor is None:
+                from tasks.direct import direct_extractor
+
+                self.extractor = direct_extractor(self.bundle, weights=weights, device=device)
+            return self.extractor.features(video, self.bundle.level)
+
+    deployment: Any = Expressions  # the decorator made a Deployment of the class
+    return deployment.bind()
