@@ -4,6 +4,7 @@ Windows run in micro-batches of one fixed size, the last one padded. So the same
 gets the same features alone as in company.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -30,12 +31,16 @@ class FeatureBackbone(Protocol):
 
     extractor: Extractor
     micro_batch: int
+    copy_s: float  # seconds this host spent handing frames to the device, since it was made
 
     def features(self, frames: Tensor, index: Tensor) -> Tensor:
         """Features [B, dim] float32 of windows index [B, 16] into frames uint8 [N, H, W, 3]."""
 
     def extract(self, segments: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Features of several segments, each [n, dim] float32, on the host."""
+
+    def rate(self, micro_batch: int) -> float:
+        """Windows per second of a bare forward loop; 0 where that says nothing."""
 
 
 class Backbone:
@@ -77,6 +82,7 @@ class Backbone:
         if on_cuda and (compile is None or compile):
             self._forward = torch.compile(self._model, dynamic=False)
         self._copies = torch.cuda.Stream(self.device) if on_cuda else None
+        self.copy_s = 0.0
 
     @torch.inference_mode()
     def features(self, frames: Tensor, index: Tensor) -> Tensor:
@@ -135,12 +141,33 @@ class Backbone:
             held = torch.empty(int(frame_ends[-1]), 3, size, size, dtype=self.dtype, device=self.device)
         done: list[Tensor] = []
         for frames, start, end, known in zip(segments, offsets, frame_ends, window_ends, strict=True):
+            began = time.perf_counter()
             uploaded = self._upload(frames)
+            self.copy_s += time.perf_counter() - began
             held[start:end] = uploaded if held.dtype == torch.uint8 else self._resized(uploaded)
             # Whole micro-batches start while the next segment is still being copied; the remainder waits for company.
             self._run(held, index[:known], done, final=known == window_ends[-1])
         found = torch.cat(done).cpu().numpy() if done else np.empty((0, self.extractor.dim), np.float32)
         return np.split(found, window_ends[:-1])
+
+    @torch.inference_mode()
+    def rate(self, micro_batch: int, *, compiled: bool = True, seconds: float = 1.0, least: int = 3) -> float:
+        """Windows per second of a bare forward loop over one resident clip: the best of several micro-batches."""
+        size = self.extractor.image_size
+        frames = torch.zeros(WINDOW, size, size, 3, dtype=torch.uint8, device=self.device)
+        index = torch.arange(WINDOW, device=self.device).expand(micro_batch, WINDOW)
+        forward = self._forward if compiled else self._model
+
+        def once() -> float:
+            started = time.perf_counter()
+            forward(windows_to_pixels(frames, index, self.extractor.normalize, self.dtype)).cpu()
+            return time.perf_counter() - started
+
+        once()  # kernels are chosen, code is compiled
+        best, began, done = float("inf"), time.perf_counter(), 0
+        while done < least or time.perf_counter() - began < seconds:
+            best, done = min(best, once()), done + 1
+        return micro_batch / best
 
     def _run(self, frames: Tensor, index: Tensor, done: list[Tensor], *, final: bool) -> None:
         """Append the features of windows not yet done, in whole micro-batches; the last is padded if final."""
@@ -193,6 +220,11 @@ class NullBackbone:
         self.extractor = extractor
         self.device = torch.device(device)
         self.micro_batch = micro_batch
+        self.copy_s = 0.0
+
+    def rate(self, micro_batch: int) -> float:
+        """0: a bare loop over nothing has no rate."""
+        return 0.0
 
     def features(self, frames: Tensor, index: Tensor) -> Tensor:
         """Zeros [B, dim]."""

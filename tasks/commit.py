@@ -32,6 +32,7 @@ class Totals:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     bare_rate: float = 0.0
     batch_fill: float = 0.0
+    micro_batch: int = 0
     ready_at: float = 0.0
 
     @property
@@ -84,6 +85,7 @@ class Committer:
         for stage, seconds in written.seconds.items():
             totals.seconds[stage] += seconds
         totals.bare_rate = max(totals.bare_rate, written.bare_rate)
+        totals.micro_batch = min(totals.micro_batch or written.micro_batch, written.micro_batch)
         totals.ready_at = min(totals.ready_at or written.ready_at, written.ready_at)
         for clip_id, segments, count in written.parts:
             self._parts[clip_id] += count

@@ -18,6 +18,7 @@ from pthnet.windows import LEVELS, Pyramid, frame_indices, pyramid, segment_wind
 from storage.features import FEATURES
 from tasks.decode_rows import DECODED
 from tasks.meters import STAGES
+from tasks.micro_batch import micro_batch_of
 
 _OF_THE_TABLE = [column for column in FEATURES if column.name not in ("extractor", "created_at")]
 EXTRACTED = pa.schema(
@@ -26,9 +27,11 @@ EXTRACTED = pa.schema(
         *(DECODED.field(name) for name in ("attempt", "status", "stage", "fail_kind", "detail", "decode_s")),
         ("windows", pa.int32()),  # features in this row, both directions
         ("wait_s", pa.float64()),  # this row's share of the batch's seconds, so that sums over rows are totals
+        ("copy_s", pa.float64()),
         ("forward_s", pa.float64()),
         ("bare_rate", pa.float64()),  # windows/s of a bare forward loop on this device; 0 when not measured
         ("batch_fill", pa.float64()),  # windows / (micro-batches x their size)
+        ("micro_batch", pa.int32()),
         ("ready_at", pa.float64()),  # time.time() when this worker had its weights and could begin
     ]
 )
@@ -42,6 +45,7 @@ class _Work:
     windows: dict[str, Pyramid] = field(default_factory=dict)  # by direction
     index: np.ndarray | None = None  # [windows, 16] into the segment's decoded frames, forward windows first
     features: np.ndarray | None = None  # [windows, dim]
+    copied: float = 0.0  # its share of the seconds of a pass
     spent: float = 0.0
 
     def fail(self, kind: str, detail: str) -> None:
@@ -101,7 +105,9 @@ class ExtractFeatures:
         self.extractor = extractor
         self.frames_per_pass = frames_per_pass
         self.meters = Meters(extractor.id)
-        self.bare_rate = self._bare_rate() if measure else 0.0
+        if micro_batch is None and device == "cuda":
+            self.backbone.micro_batch = micro_batch_of(self.backbone)
+        self.bare_rate = self.backbone.rate(self.backbone.micro_batch) if measure else 0.0
         self.ready_at = time.time()
         self._idle_since = time.perf_counter()
 
@@ -150,18 +156,20 @@ class ExtractFeatures:
     def _forward(self, work: list[_Work], frames: list[np.ndarray], batch: list[int]) -> None:
         import torch
 
-        started = time.perf_counter()
+        started, copied = time.perf_counter(), self.backbone.copy_s
         try:
             found = self.backbone.extract([frames[i] for i in batch], [_index(work[i]) for i in batch])
         except torch.OutOfMemoryError as error:
             for i in batch:
                 work[i].fail("out_of_memory", f"not even one window fits on the device: {str(error).splitlines()[0]}")
             return
-        seconds = time.perf_counter() - started
+        copied = self.backbone.copy_s - copied
+        seconds = time.perf_counter() - started - copied
         total = sum(len(part) for part in found)
         for i, part in zip(batch, found, strict=True):
             work[i].features = part
-            work[i].spent = seconds * len(part) / max(total, 1)
+            share = len(part) / max(total, 1)
+            work[i].spent, work[i].copied = seconds * share, copied * share
             if not np.isfinite(part).all():
                 work[i].fail("not_finite", "the backbone returned NaN or infinity; try --precision fp32")
 
@@ -178,9 +186,11 @@ class ExtractFeatures:
             **{name: [item.row[name] for item in work] for name in ("status", "stage", "fail_kind", "detail")},
             "windows": done,
             "wait_s": [waited] * count,
+            "copy_s": [item.copied for item in work],
             "forward_s": [item.spent for item in work],
             "bare_rate": [self.bare_rate] * count,
             "batch_fill": [fill] * count,
+            "micro_batch": [micro] * count,
             "ready_at": [self.ready_at] * count,
         }
         typed = {
@@ -215,21 +225,6 @@ class ExtractFeatures:
         lists["features"] = matrices
         children = [_ragged(lists[child.name], child.type) for child in struct]
         return pa.StructArray.from_arrays(children, fields=list(struct), mask=pa.array(~present))
-
-    def _bare_rate(self, seconds: float = 1.0, least: int = 3) -> float:
-        """Windows per second of the backbone alone, its best of several full micro-batches over one resident clip."""
-        import torch
-
-        size, micro = self.extractor.image_size, self.backbone.micro_batch
-        frames = torch.zeros(16, size, size, 3, dtype=torch.uint8, device=self.backbone.device)
-        index = torch.arange(16, device=self.backbone.device).expand(micro, 16)
-        self.backbone.features(frames, index).cpu()  # warm up: kernels, compilation
-        best, began, done = float("inf"), time.perf_counter(), 0
-        while done < least or time.perf_counter() - began < seconds:
-            started = time.perf_counter()
-            self.backbone.features(frames, index).cpu()
-            best, done = min(best, time.perf_counter() - started), done + 1
-        return micro / best
 
 
 def row_windows(row: dict[str, Any], tail: str, direction: str) -> Pyramid:

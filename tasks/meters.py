@@ -2,7 +2,7 @@
 
 from typing import Any
 
-STAGES = ("decode", "wait", "forward")
+STAGES = ("decode", "wait", "copy", "forward")
 
 
 class Meters:

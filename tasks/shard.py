@@ -40,6 +40,8 @@ class Written:
         Windows per second of a bare forward loop on one device, 0 when not measured.
     batch_fill
         Mean share of the micro-batches' places that held a window.
+    micro_batch
+        Windows per forward pass; the smallest seen, as running out of memory halves it.
     ready_at
         time.time() when the first forward worker seen here could begin.
     """
@@ -53,6 +55,7 @@ class Written:
     seconds: dict[str, float] = field(default_factory=dict)
     bare_rate: float = 0.0
     batch_fill: float = 0.0
+    micro_batch: int = 0
     ready_at: float = 0.0
 
 
@@ -101,6 +104,7 @@ def write_rows(*blocks: pa.Table, uri: str, extractor_id: str, run_id: str) -> W
         seconds={**seconds, "write": time.perf_counter() - started},
         bare_rate=pc.max(rows["bare_rate"]).as_py() or 0.0,
         batch_fill=pc.mean(good["batch_fill"]).as_py() or 0.0,
+        micro_batch=pc.min(rows["micro_batch"]).as_py() or 0,
         ready_at=pc.min(rows["ready_at"]).as_py() or 0.0,
     )
 

@@ -81,6 +81,8 @@ class Report:
         Of the pipeline from its first to its last row, of a bare forward loop on the same devices, and their ratio.
     bound_by
         What kept the ratio from 1.
+    decode_cores
+        Cores that must decode to keep one forward worker busy.
     """
 
     features: str
@@ -102,6 +104,8 @@ class Report:
     speed_of_light: float | None = None
     bound_by: str = ""
     batch_fill: float = 0.0
+    micro_batch: int = 0
+    decode_cores: float = 0.0
 
     @property
     def failure_rate(self) -> float:
@@ -114,7 +118,9 @@ class Report:
         self.done, self.failed = totals.clips, dict(totals.failed)
         self.segments, self.windows, self.commits = totals.segments, totals.windows, totals.commits
         self.seconds = {stage: round(seconds, 3) for stage, seconds in totals.seconds.items()}
-        self.batch_fill = totals.batch_fill
+        self.batch_fill, self.micro_batch = totals.batch_fill, totals.micro_batch
+        if totals.seconds["forward"]:
+            self.decode_cores = totals.seconds["decode"] / totals.seconds["forward"]
         self.pipeline_s = ended_at - totals.ready_at if totals.ready_at else 0.0
         self.windows_per_s = totals.windows / self.pipeline_s if self.pipeline_s else 0.0
         self.bare_windows_per_s = totals.bare_rate

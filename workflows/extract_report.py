@@ -121,7 +121,14 @@ def _lines(report: "Report", failed: int) -> list[tuple[str, str]]:
             )
         )
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
-    lines.append(("seconds", f"{stages} (summed over workers), batch fill {report.batch_fill:.0%}"))
+    lines.append(("seconds", f"{stages} (summed over workers)"))
+    lines.append(
+        (
+            "forward",
+            f"micro-batches of {report.micro_batch}, {report.batch_fill:.0%} full; "
+            f"{report.decode_cores:.2f} decoding cores keep one forward worker busy",
+        )
+    )
     lines.append(("table", f"{report.features}, version {report.version}, {report.commits} commits"))
     return lines
 

@@ -1,0 +1,46 @@
+"""The micro-batch grows while that pays, stays within memory, and is looked for once."""
+
+from pathlib import Path
+
+import torch
+
+from tasks.micro_batch import fastest, remembered
+
+
+def test_it_grows_until_a_larger_one_is_no_faster() -> None:
+    rates = {8: 10.0, 16: 18.0, 32: 25.0, 64: 25.2, 128: 40.0}
+    assert fastest(rates.__getitem__, tuple(rates)) == 32
+
+
+def test_it_stays_within_memory() -> None:
+    def rate(size: int) -> float:
+        if size > 16:
+            raise torch.OutOfMemoryError
+        return float(size)
+
+    assert fastest(rate) == 16
+
+
+def test_it_is_found_once_per_device(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "micro_batch.json"
+    looked = []
+
+    def find() -> int:
+        looked.append(1)
+        return 32
+
+    assert [remembered("one", find, path) for _ in range(3)] == [32] * 3
+    assert remembered("another", find, path) == 32
+    assert len(looked) == 2
+
+
+def test_a_damaged_memory_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "micro_batch.json"
+    path.write_text("{")
+    assert remembered("one", lambda: 16, path) == 16
+    assert remembered("one", lambda: 99, path) == 16
+
+
+def test_an_unwritable_memory_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert remembered("one", lambda: 16, tmp_path / "file" / "micro_batch.json") == 16
