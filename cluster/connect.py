@@ -6,11 +6,13 @@ listens on loopback only.
 
 import logging
 import os
+import socket
 from typing import Any
 
 from cluster.errors import ClusterError
 
 LOOPBACK = "127.0.0.1"
+ANSWER_S = 10.0
 
 
 def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def _join(wanted: str, quiet: dict[str, Any]) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
+    _answers(wanted)
     try:
         ray.init(address=wanted, **quiet)
     except AuthenticationError as error:
@@ -74,4 +77,17 @@ def _join(wanted: str, quiet: dict[str, Any]) -> None:
         raise ClusterError(
             f"no Ray cluster answers at {wanted} ({(str(error).splitlines() or ['no reason given'])[0]}); check the "
             "address or unset RAY_ADDRESS to use this machine"
+        ) from error
+
+
+def _answers(wanted: str) -> None:
+    """Refuse an address where nothing listens within seconds; Ray itself would try for minutes."""
+    host, colon, port = wanted.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {wanted} ({error}); check the address or unset RAY_ADDRESS to use this machine"
         ) from error
