@@ -38,6 +38,14 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
         ("train", "workflows.train:train", "Train forward and reverse PTH-Net, fuse and register them."),
         ("evaluate", "workflows.evaluate:evaluate", "Score a registered model on a list of clips."),
         ("predict", "workflows.predict:predict", "Predict the expression in videos."),
+        ("models", "workflows.models:models", "List, show, compare, promote and roll back registered models."),
+        ("import-model", "workflows.import_model:import_model", "Fuse and register published PTH-Net weights."),
+        ("serve", "workflows.serve:serve", "Serve a model over HTTP on Ray Serve."),
+    ],
+    "Micro-expressions": [
+        ("flow", "workflows.flow:flow", "Make optical-flow images from onset and apex frames."),
+        ("loso", "workflows.loso:loso", "Leave one subject out: HTNet on flow images, or PTH-Net on features."),
+        ("synth-micro", "workflows.synth_micro:synth_micro", "Render a composite set of drawn micro-expressions."),
     ],
     "Clusters": [
         ("submit", "workflows.submit:submit", "Run a workflow on a Ray cluster and follow it."),

@@ -68,9 +68,6 @@ def serve(
     from tasks.serving import Limits
 
     limits = Limits(bytes=max_request_mb << 20, videos=tuple(videos))
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     start(
         model,
         host=host,
@@ -86,6 +83,9 @@ def serve(
         max_waiting=max_waiting,
         address=address,
     )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has started, which puts handlers of its own there
+        signal.signal(number, lambda *_: stop.set())
     print(f"serving {model} at http://{host}:{port}; Ctrl-C ends it", flush=True)
     stop.wait()
     ray_serve.shutdown()
