@@ -6,11 +6,11 @@ what is missing.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from workflows.extract_report import Progress, print_plan, print_report
+from workflows.extract_report import Progress, Report, print_plan, print_report
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pthnet.extractor import Extractor
     from storage.features import FeatureTable
     from storage.plan import Plan
-    from tasks.commit import Totals
     from tasks.shard import Written
 
 
@@ -61,73 +60,6 @@ class Settings:
     decode_on: str | None = None
     forward_on: str | None = None
     measure: bool = True
-
-
-@dataclass(kw_only=True)
-class Report:
-    """What an extraction did; also the JSON kept beside the table.
-
-    Attributes
-    ----------
-    planned
-        How the clips of the sources were judged; see `storage.plan.Plan`.
-    done, failed
-        Clips that ended in features, and in quarantine by kind.
-    version, commits
-        Delta version afterwards, and commits made.
-    seconds
-        By stage, summed over workers: decode, wait (of the forward stage, for decoded frames), forward, write, commit.
-    windows_per_s, bare_windows_per_s, speed_of_light
-        Of the pipeline from its first to its last row, of a bare forward loop on the same devices, and their ratio.
-    bound_by
-        What kept the ratio from 1.
-    decode_cores
-        Cores that must decode to keep one forward worker busy.
-    """
-
-    features: str
-    extractor: str
-    run_id: str
-    clips: int
-    planned: dict[str, int]
-    done: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
-    segments: int = 0
-    windows: int = 0
-    version: int = -1
-    commits: int = 0
-    wall_s: float = 0.0
-    pipeline_s: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    windows_per_s: float = 0.0
-    bare_windows_per_s: float = 0.0
-    speed_of_light: float | None = None
-    bound_by: str = ""
-    batch_fill: float = 0.0
-    micro_batch: int = 0
-    decode_cores: float = 0.0
-
-    @property
-    def failure_rate(self) -> float:
-        """Failed clips among those tried."""
-        failed = sum(self.failed.values())
-        return failed / (failed + self.done) if failed else 0.0
-
-    def take(self, totals: "Totals", ended_at: float) -> None:
-        """Take the totals of the run over; the pipeline ran from its first ready worker to `ended_at`."""
-        self.done, self.failed = totals.clips, dict(totals.failed)
-        self.segments, self.windows, self.commits = totals.segments, totals.windows, totals.commits
-        self.seconds = {stage: round(seconds, 3) for stage, seconds in totals.seconds.items()}
-        self.batch_fill, self.micro_batch = totals.batch_fill, totals.micro_batch
-        if totals.seconds["forward"]:
-            self.decode_cores = totals.seconds["decode"] / totals.seconds["forward"]
-        self.pipeline_s = ended_at - totals.ready_at if totals.ready_at else 0.0
-        self.windows_per_s = totals.windows / self.pipeline_s if self.pipeline_s else 0.0
-        self.bare_windows_per_s = totals.bare_rate
-        if totals.bare_rate and totals.windows:
-            self.speed_of_light = self.windows_per_s / totals.bare_rate
-            forward, waiting = totals.seconds["forward"], totals.seconds["wait"]
-            self.bound_by = "decoding" if waiting > 0.1 * (forward + waiting) else "the forward pass"
 
 
 def extract(

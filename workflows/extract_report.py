@@ -1,16 +1,82 @@
-"""What an extraction says: progress while it runs, a plan before, a table after."""
+"""What an extraction says: progress while it runs, a plan before, a report after."""
 
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from storage.plan import Plan
     from tasks.commit import Totals
-    from workflows.extract import Report
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What an extraction did; also the JSON kept beside the table.
+
+    Attributes
+    ----------
+    planned
+        How the clips of the sources were judged; see `storage.plan.Plan`.
+    done, failed
+        Clips that ended in features, and in quarantine by kind.
+    version, commits
+        Delta version afterwards, and commits made.
+    seconds
+        By stage, summed over workers: decode, wait (of the forward stage, for decoded frames), forward, write, commit.
+    windows_per_s, bare_windows_per_s, speed_of_light
+        Of the pipeline from its first to its last row, of a bare forward loop on the same devices, and their ratio.
+    bound_by
+        What kept the ratio from 1.
+    decode_cores
+        Cores that must decode to keep one forward worker busy.
+    """
+
+    features: str
+    extractor: str
+    run_id: str
+    clips: int
+    planned: dict[str, int]
+    done: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    segments: int = 0
+    windows: int = 0
+    version: int = -1
+    commits: int = 0
+    wall_s: float = 0.0
+    pipeline_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    windows_per_s: float = 0.0
+    bare_windows_per_s: float = 0.0
+    speed_of_light: float | None = None
+    bound_by: str = ""
+    batch_fill: float = 0.0
+    micro_batch: int = 0
+    decode_cores: float = 0.0
+
+    @property
+    def failure_rate(self) -> float:
+        """Failed clips among those tried."""
+        failed = sum(self.failed.values())
+        return failed / (failed + self.done) if failed else 0.0
+
+    def take(self, totals: "Totals", ended_at: float) -> None:
+        """Take the totals of the run over; the pipeline ran from its first ready worker to `ended_at`."""
+        self.done, self.failed = totals.clips, dict(totals.failed)
+        self.segments, self.windows, self.commits = totals.segments, totals.windows, totals.commits
+        self.seconds = {stage: round(seconds, 3) for stage, seconds in totals.seconds.items()}
+        self.batch_fill, self.micro_batch = totals.batch_fill, totals.micro_batch
+        if totals.seconds["forward"]:
+            self.decode_cores = totals.seconds["decode"] / totals.seconds["forward"]
+        self.pipeline_s = ended_at - totals.ready_at if totals.ready_at else 0.0
+        self.windows_per_s = totals.windows / self.pipeline_s if self.pipeline_s else 0.0
+        self.bare_windows_per_s = totals.bare_rate
+        if totals.bare_rate and totals.windows:
+            self.speed_of_light = self.windows_per_s / totals.bare_rate
+            forward, waiting = totals.seconds["forward"], totals.seconds["wait"]
+            self.bound_by = "decoding" if waiting > 0.1 * (forward + waiting) else "the forward pass"
 
 
 class Progress:
@@ -82,7 +148,7 @@ def print_plan(plan: "Plan", features: str, extractor_id: str, *, as_json: bool)
         console.print(f"  ... and {plan.todo.num_rows - shown.num_rows} more")
 
 
-def print_report(report: "Report", *, as_json: bool) -> None:
+def print_report(report: Report, *, as_json: bool) -> None:
     """What a run did: one table."""
     if as_json:
         print(json.dumps(asdict(report)))
@@ -105,7 +171,7 @@ def print_report(report: "Report", *, as_json: bool) -> None:
         console.print(f"what failed and why: pthnet status {report.features}")
 
 
-def _lines(report: "Report", failed: int) -> list[tuple[str, str]]:
+def _lines(report: Report, failed: int) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = [
         ("clips", f"{report.done} done, {failed} quarantined; {_counts(report.planned)}"),
         ("windows", f"{report.windows} in {report.wall_s:.1f} s"),
