@@ -61,6 +61,14 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
     return ray.cluster_resources()
 
 
+def smallest_node() -> float | None:
+    """CPUs of the smallest node that has any, which is what an actor must fit to start anywhere; None without nodes."""
+    import ray
+
+    sizes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return min((float(size) for size in sizes if size), default=None)
+
+
 def _join(wanted: str, quiet: dict[str, Any]) -> None:
     import ray
     from ray.exceptions import AuthenticationError

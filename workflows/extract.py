@@ -271,7 +271,7 @@ def _pipeline(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    from cluster.connect import connect
+    from cluster.connect import connect, smallest_node
     from cluster.pools import pool_options, pool_sizes
     from pthnet.pixels import shipped_size
     from tasks.decode_rows import decode_rows
@@ -279,7 +279,13 @@ def _pipeline(
     from tasks.segments import SegmentLimits, blocks, cut, probe_rows, whole_rows, without_done
 
     resources = connect(address)
-    pools = pool_sizes(resources, settings.max_cpus, settings.max_gpus, device=settings.device)
+    pools = pool_sizes(
+        resources,
+        settings.max_cpus,
+        settings.max_gpus,
+        device=settings.device,
+        node_cpus=smallest_node(),
+    )
     shipped = shipped_size(extractor.precision, extractor.image_size)
     image_size = shipped[0] if shipped else None
     limits = SegmentLimits(frames=settings.segment_frames)
