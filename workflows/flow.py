@@ -59,7 +59,8 @@ def flow(
     jobs = plan_flow(samples, frames, out)
     missing = [job for job in jobs if overwrite or not job.target.exists()]
     began = time.monotonic()
-    failed = _compute(missing, method, address) if missing else {}
+    compute = _here if len(missing) <= CHUNK and address is None else _over_the_cluster
+    failed = compute(missing, method, address)
     made = len(missing) - len(failed)
     print(
         f"{made} flow images made in {time.monotonic() - began:.1f} s, {len(jobs) - len(missing)} there before: {out}"
@@ -83,8 +84,13 @@ def make_chunk(jobs: "Sequence[FlowJob]", method: Any) -> list[str | None]:
     return [make_flow(job, method) for job in jobs]
 
 
-def _compute(jobs: "Sequence[FlowJob]", method: str, address: str | None) -> dict[str, str]:
-    """Name -> reason of the images that could not be made."""
+def _here(jobs: "Sequence[FlowJob]", method: str, address: str | None) -> dict[str, str]:
+    """Name -> reason of the images that could not be made; a handful is done before Ray has started."""
+    return {job.name: why for job, why in zip(jobs, make_chunk(jobs, method), strict=True) if why is not None}
+
+
+def _over_the_cluster(jobs: "Sequence[FlowJob]", method: str, address: str | None) -> dict[str, str]:
+    """The same as Ray tasks of a few pairs each."""
     import ray
     from rich.console import Console
     from rich.progress import track
