@@ -1,5 +1,6 @@
 """A clip as one picture: what is seen, what is read into it from moment to moment, and what that rests on."""
 
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -65,7 +66,10 @@ def save_timeline(track: Track, thumbnails: Sequence[np.ndarray], path: Path) ->
     from storage.files import write_atomic
 
     drawn = BytesIO()
-    timeline(track, thumbnails).savefig(drawn, format="png", pil_kwargs={"optimize": True})
+    with warnings.catch_warnings():
+        # Names in alphabets that the font lacks are drawn as boxes; the page, in the reader's fonts, shows them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        timeline(track, thumbnails).savefig(drawn, format="png", pil_kwargs={"optimize": True})
     write_atomic(str(path), drawn.getvalue())
 
 

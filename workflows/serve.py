@@ -26,7 +26,7 @@ def serve(
     weights: str | None = None,
     device: Literal["auto", "cuda", "cpu"] = "auto",
     replicas: int = 1,
-    cpus: float = 1,
+    cpus: float | None = None,
     max_batch: int = 32,
     batch_wait: float = 0.002,
     max_waiting: int = 256,
@@ -50,7 +50,7 @@ def serve(
     device
         Where backbone and model run.
     replicas, cpus
-        Copies of the model, and cores of each.
+        Copies of the model, and cores of each; by default they share all there are.
     max_batch, batch_wait
         Most instances scored at once, and seconds the first of them waits for others.
     max_waiting
@@ -102,7 +102,7 @@ def start(
     weights: str | None = None,
     device: str = "auto",
     replicas: int = 1,
-    cpus: float = 1,
+    cpus: float | None = None,
     max_batch: int = 32,
     batch_wait: float = 0.002,
     max_waiting: int = 256,
@@ -125,6 +125,7 @@ def start(
     found = registry_uri(tracking_uri) if model.startswith("models:/") else None
     resources = connect(address)
     on_gpu = device == "cuda" or (device == "auto" and resources.get("GPU", 0) > 0)
+    share = cpus or max(1.0, resources.get("CPU", 1) // replicas)
     ray_serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
     app = application(
         model,
@@ -138,7 +139,7 @@ def start(
             "num_replicas": replicas,
             "max_ongoing_requests": 4 * max_batch,
             "max_queued_requests": max_waiting,
-            "ray_actor_options": {"num_cpus": cpus, "num_gpus": 1 if on_gpu else 0},
+            "ray_actor_options": {"num_cpus": share, "num_gpus": 1 if on_gpu else 0},
         },
     )
     ray_serve.run(app, name="pthnet", route_prefix="/")

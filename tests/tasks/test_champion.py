@@ -1,7 +1,6 @@
 """Who becomes champion, who does not and why, and the way back; on a registry in a SQLite file."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
