@@ -3,12 +3,15 @@
 One row in is one row out; a segment that cannot be decoded leaves as a row whose status says why.
 """
 
+import tempfile
 from functools import cache
 
 import numpy as np
 import pyarrow as pa
 
 from pthnet.windows import segment_windows
+from storage.errors import StorageError
+from storage.files import is_full
 from tasks.decode import READER, Decoded, DecodePool, DecodeRequest
 from tasks.segments import SEGMENTS
 
@@ -72,7 +75,15 @@ def decode_rows(
     """
     size = None if image_size is None else (image_size, image_size)
     requests = [_request(row, size, whole_limit, tail) for row in rows.select(SEGMENTS.names).to_pylist()]
-    decoded = _pool(timeout_s, reader).decode(requests)
+    try:
+        decoded = _pool(timeout_s, reader).decode(requests)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise StorageError(
+            f"no space left for copies of clips in {tempfile.gettempdir()}; free some or set TMPDIR to a larger disk, "
+            "and run the same command again, what is committed is kept"
+        ) from error
     return attach(rows, decoded, [request.first for request in requests])
 
 

@@ -73,6 +73,7 @@ def build() -> App:
         help="Distributed feature extraction and training for facial expressions in video.",
         version=version("pthnet"),
         help_format="markdown",
+        suppress_keyboard_interrupt=False,  # said and answered in run()
     )
     for title, commands in COMMANDS.items():
         for name, path, line in commands:

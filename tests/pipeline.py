@@ -1,0 +1,105 @@
+"""What the tests of extraction share: Ray for a module, cheap archives, and the account of a table."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pthnet.extractor import Extractor
+from storage import quarantine
+from storage.columns import complete
+from storage.features import FeatureTable
+from tasks.decode_rows import decode_rows
+from tasks.resolve import resolve_extractor
+from tests.videos import encode
+from workflows.extract import Report, Settings, listed, run
+
+SETTINGS = Settings(measure=False)
+BAD_READER = partial(decode_rows, reader="tests.tasks.bad_readers:by_name")
+# What the command line needs to compute what `tiny()` does.
+OPTIONS = ["--backbone", "tiny", "--random-weights", "0", "--precision", "fp32", "--device", "cpu"]
+
+
+def tiny(seed: int = 0) -> Extractor:
+    """The small backbone with weights of a seed, exact."""
+    return resolve_extractor("tiny", random_weights=seed, precision="fp32")
+
+
+@contextmanager
+def local_ray() -> Iterator[str]:
+    """Ray on this machine for as long as a module's tests run; its address, for other drivers to join."""
+    import ray
+
+    from cluster.connect import connect
+
+    path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(None, sys.path)])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = path  # workers import the tests' own stages
+    try:
+        connect("local", num_cpus=2)
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+def extract_all(
+    videos: Path | str, features: Path | str, *, seed: int = 0, decode: Any = None, **settings: Any
+) -> Report:
+    """One run over everything below a folder."""
+    chosen = Settings(measure=False, **settings)
+    return run(listed([str(videos)]), str(features), tiny(seed), settings=chosen, decode=decode)
+
+
+def many(folder: Path, names: list[str], *, frames: int = 6) -> Path:
+    """Hard links to one small video under many names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = encode(folder.parent / f"{folder.name}-source.mp4", frames=frames)
+    for name in names:
+        os.link(source, folder / f"{name}.mp4")
+    return folder
+
+
+def account(features: Path | str, extractor: str | None = None) -> dict[str, str]:
+    """By clip: "features", or the kind of failure that stands.
+
+    Fails when a clip is in both, when a row is there twice, or when a reader could see part of a clip.
+    """
+    extractor = extractor or tiny().id
+    table = FeatureTable(str(features))
+    keys = table.keys(extractor, times=True)
+    rows = list(zip(*(keys[name].to_pylist() for name in ("clip_id", "segment", "content")), strict=True))
+    assert len(rows) == len(set(rows)), "a row is in the table twice"
+    done = set(complete(keys)["clip_id"].to_pylist())
+    assert set(table.complete("forward", extractor)) == done, "a reader sees other clips than are complete"
+    failed = quarantine.standing(quarantine.read(str(features), extractor), keys)
+    kinds = dict(zip(failed["clip_id"].to_pylist(), failed["kind"].to_pylist(), strict=True))
+    assert len(kinds) == failed.num_rows, "a clip stands in quarantine twice"
+    assert not done & set(kinds), "a clip is in features and in quarantine"
+    return dict.fromkeys(done, "features") | kinds
+
+
+def vectors(features: Path | str, clip_id: str, extractor: str | None = None) -> dict[str, np.ndarray]:
+    """Features and starts of one clip, both directions."""
+    table = FeatureTable(str(features))
+    out = {}
+    for direction in ("forward", "reverse"):
+        loaded = table.load([clip_id], direction, extractor or tiny().id)
+        out[direction], out[f"{direction} starts"] = loaded.features, loaded.starts
+        out |= {f"{direction} {level}": getattr(loaded, level) for level in ("high", "middle", "low")}
+    return out
+
+
+def assert_nothing_to_do(videos: Path | str, features: Path | str, times: int = 1, **settings: Any) -> None:
+    """The same run again changes nothing."""
+    before = FeatureTable(str(features)).version()
+    for _ in range(times):
+        report = extract_all(videos, features, **settings)
+        assert (report.done, report.failed, report.commits) == (0, {}, 0)
+        assert report.planned["known"] + report.planned["quarantined"] == report.clips
+    assert FeatureTable(str(features)).version() == before

@@ -1,0 +1,219 @@
+"""Drivers killed, interrupted, overtaken or without disk space: the same command again finishes the work, once."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import OPTIONS, account, assert_nothing_to_do, extract_all, local_ray, many
+from tests.videos import encode
+
+HELD_UP = ["00", "01", "02", "03", "hang"]
+PATIENCE_S = 120.0  # for an event on a machine under load; no test waits this long when all is well
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with local_ray() as address:
+        yield address
+
+
+class Driver:
+    """A `tests.driver` process in a session of its own, as a shell would start it."""
+
+    def __init__(
+        self, cue: str, videos: Path, features: Path, address: str | None = None, *, within: Sequence[str] = ()
+    ) -> None:
+        self.videos, self.features = videos, features
+        self.token = secrets.token_hex(8)
+        root = Path(__file__).resolve().parents[2]
+        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        env |= {"PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)]), "PTHNET_TEST": self.token}
+        if address:
+            env["RAY_ADDRESS"] = address
+        program = [sys.executable, "-m", "tests.driver", cue]
+        command = [*within, *program, "extract", str(videos), "--features", str(features), *OPTIONS]
+        self.process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code and what it said on stderr."""
+        _, said = self.process.communicate(timeout=PATIENCE_S * 2)
+        return self.process.returncode, said
+
+    def family(self) -> list[int]:
+        """Living processes that it started, by a variable they inherited."""
+        mark = f"PTHNET_TEST={self.token}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+            except OSError:  # ended meanwhile, or not ours
+                continue
+        return found
+
+    def clear(self) -> None:
+        """Leave nothing behind, however the test ended."""
+        for pid in self.family():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Driver]]:
+    """Drivers with a local Ray each, started first of all and side by side: most of their time is Ray's start."""
+    started = {}
+    try:
+        for name in ("interrupted", "killed"):
+            folder = tmp_path_factory.mktemp(name)
+            started[name] = Driver("reader", many(folder / "v", HELD_UP), folder / "t")
+        folder = tmp_path_factory.mktemp("full")
+        disk = folder / "disk"
+        disk.mkdir()
+        for i in range(12):
+            encode(folder / "v" / f"{i:02d}.mp4", frames=20 + i)
+        # A disk of its own, in a name space that ends with the process: nothing to unmount, and no need to be root.
+        script = f'mount -t tmpfs -o size=1m none {disk} && "$@" && cp -r {disk}/t {folder}/copied'
+        within = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+        started["full"] = Driver(f"full:{disk / 'ballast'}", folder / "v", disk / "t", within=within)
+        yield started
+    finally:
+        for driver in started.values():
+            driver.clear()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Driver]]:
+    started: list[Driver] = []
+
+    def start(*arguments: object, **how: object) -> Driver:
+        started.append(Driver(*arguments, **how))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield start
+    for driver in started:
+        driver.clear()
+
+
+def until(event: Callable[[], bool], driver: Driver | None = None) -> None:
+    """Wait for something to happen; a driver that ends meanwhile will not bring it about."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not event():
+        assert driver is None or driver.process.poll() is None, driver.ended()
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def archive(folder: Path, clips: int = 12) -> dict[str, str]:
+    """Good clips and two bad ones, the first and the last; what has to become of them."""
+    many(folder, [f"{i:02d}" for i in range(clips)])
+    for name in ("!bad", "~bad"):
+        (folder / f"{name}.mp4").write_text("no video")
+    return {f"{i:02d}": "features" for i in range(clips)} | {"!bad": "decode_error", "~bad": "decode_error"}
+
+
+def test_a_driver_killed_again_and_again_leaves_every_clip_exactly_once(
+    tmp_path: Path, cluster: str, start: Callable[..., Driver]
+) -> None:
+    wanted = archive(tmp_path / "v")
+    seen: list[set[str]] = []
+    # Before the first commit; with features visible and their failures not; between two commits, after the first.
+    for cue in ("before:1", "between:1", "after:1"):
+        driver = start(cue, tmp_path / "v", tmp_path / "t", cluster)
+        code, said = driver.ended()
+        assert code == -signal.SIGKILL, said
+        found = account(tmp_path / "t")
+        assert found.items() <= wanted.items()
+        seen.append(set(found))
+    assert [len(found) for found in seen] == [0, 3, 7]
+    assert "!bad" in seen[2] - seen[1]
+    report = extract_all(tmp_path / "v", tmp_path / "t")
+    assert report.done + sum(report.failed.values()) == len(wanted) - len(seen[2])
+    assert account(tmp_path / "t") == wanted
+    assert_nothing_to_do(tmp_path / "v", tmp_path / "t", times=20)
+
+
+def test_of_two_runs_at_once_one_is_fenced_out_and_nothing_is_lost(
+    tmp_path: Path, cluster: str, start: Callable[..., Driver]
+) -> None:
+    wanted = archive(tmp_path / "v")
+    slow = start(f"wait:{tmp_path / 'cue'}", tmp_path / "v", tmp_path / "t", cluster)
+    until((tmp_path / "cue.here").exists, slow)
+    extract_all(tmp_path / "v", tmp_path / "t")
+    assert account(tmp_path / "t") == wanted
+    (tmp_path / "cue.go").touch()
+    code, said = slow.ended()
+    assert code == 2
+    assert "another run of 'pthnet/" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert account(tmp_path / "t") == wanted
+    assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
+
+
+def test_ctrl_c_ends_a_run_and_its_local_ray_and_the_same_command_resumes(
+    on_their_own: dict[str, Driver], cluster: str
+) -> None:
+    driver = on_their_own["interrupted"]
+    videos, table = driver.videos, driver.features
+    until((videos / "hang.mp4.entered").exists, driver)
+    os.killpg(driver.process.pid, signal.SIGINT)  # it reaches every process of the terminal's foreground
+    code, said = driver.ended()
+    assert code == 130, said
+    assert said.splitlines()[-1] == "interrupted; the same command resumes"
+    assert "Traceback" not in said
+    check_resumed(driver, videos, table)
+
+
+def test_a_killed_driver_takes_its_local_ray_along_and_the_same_command_resumes(
+    on_their_own: dict[str, Driver], cluster: str
+) -> None:
+    driver = on_their_own["killed"]
+    videos, table = driver.videos, driver.features
+    until((videos / "hang.mp4.entered").exists, driver)
+    driver.process.kill()
+    assert driver.ended()[0] == -signal.SIGKILL
+    check_resumed(driver, videos, table)
+
+
+def check_resumed(driver: Driver, videos: Path, table: Path) -> None:
+    until(lambda: not driver.family())
+    assert set(account(table).values()) <= {"features"}
+    (videos / "hang.mp4.entered").unlink()
+    extract_all(videos, table)
+    assert account(table) == dict.fromkeys(HELD_UP, "features")
+    assert_nothing_to_do(videos, table)
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(
+    on_their_own: dict[str, Driver], cluster: str
+) -> None:
+    driver = on_their_own["full"]
+    code, said = driver.ended()
+    assert code == 0, said
+    assert "filled: [Errno 28] No space left on device" in said
+    lines = said.splitlines()
+    first = lines.index("first: 2")
+    assert lines[first - 1].startswith("pthnet: ")
+    assert "no space left" in lines[first - 1].lower()
+    assert "Traceback" not in said
+    table = driver.features.parent.parent / "copied"
+    assert account(table) == {f"{i:02d}": "features" for i in range(12)}
+    assert not list(table.rglob("*.tmp"))
+    assert_nothing_to_do(driver.videos, table)
