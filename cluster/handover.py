@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from cluster.cron import Cron
 
 
-def crontab(when: Cron, argv: Sequence[str]) -> str:
+def crontab(when: Cron, argv: Sequence[str], directory: str) -> str:
     """Lines for `crontab -e`. CRON_TZ is read by cronie; Debian's cron uses the machine's zone, as the comment says."""
-    command = shlex.join(argv).replace("%", r"\%")  # cron turns a bare % into a newline
+    # relative paths in the command mean what they mean here; cron turns a bare % into a newline
+    command = f"cd {shlex.quote(directory)} && {shlex.join(argv)}".replace("%", r"\%")
     note = "# in a cron that does not know CRON_TZ (Debian's) the machine's own zone counts"
     return f"{note}\nCRON_TZ={when.timezone}\n{when.expression} {command}\n"
 
 
-def systemd(when: Cron, argv: Sequence[str], name: str) -> str:
+def systemd(when: Cron, argv: Sequence[str], name: str, directory: str) -> str:
     """A service and a timer for ~/.config/systemd/user or /etc/systemd/system, one after the other.
 
     systemd starts no oneshot service that still runs, and Persistent makes up once for times missed while the machine
@@ -30,6 +31,7 @@ After=network-online.target
 
 [Service]
 Type=oneshot
+WorkingDirectory={directory.replace("%", "%%")}
 ExecStart={command}
 Environment=PTHNET_LOG=json
 KillMode=mixed

@@ -160,4 +160,7 @@ def _printed(
     kept = ["--name", directory.name, "--state", str(directory.parent.resolve())]
     times = ["--cron", when.expression, "--timezone", when.timezone]
     argv = [*_pthnet(), "schedule", "--once", *times, *kept, "--", *command]
-    return crontab(when, argv) if form == "crontab" else systemd(when, argv, f"pthnet-{directory.name}")
+    here = str(Path.cwd())
+    if form == "crontab":
+        return crontab(when, argv, here)
+    return systemd(when, argv, f"pthnet-{directory.name}", here)

@@ -26,9 +26,9 @@ def test_a_crontab_line_runs_the_same_command_without_overlap(
     text = printed(capsys, "crontab", "extract", "100% of it", state=tmp_path)
     _, zone, line = text.splitlines()
     assert zone == "CRON_TZ=Europe/Berlin"
-    assert line.startswith(f"{CRON} {sys.executable} -m workflows.cli schedule --once ")
+    assert line.startswith(f"{CRON} cd {Path.cwd()} && {sys.executable} -m workflows.cli schedule --once ")
     assert r"100\% of it" in line
-    arguments = shlex.split(line.replace(r"\%", "%"))[5:]
+    arguments = shlex.split(line.replace(r"\%", "%"))
     assert arguments[arguments.index("--") :] == ["--", "extract", "100% of it"]
     assert arguments[arguments.index("--state") + 1] == str(tmp_path)
 
@@ -37,6 +37,7 @@ def test_systemd_units_make_up_for_missed_times(tmp_path: Path, capsys: pytest.C
     text = printed(capsys, "systemd", "extract", "100% of $it", state=tmp_path)
     assert "OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 03:00:00 Europe/Berlin\nPersistent=true" in text
     assert '-- extract "100%% of $$it"\n' in text
+    assert f"WorkingDirectory={Path.cwd()}\n" in text
 
 
 @pytest.mark.parametrize(("form", "kind"), [("cronjob", "CronJob"), ("raycronjob", "RayCronJob")])
