@@ -63,12 +63,7 @@ def casme2_study(
     """
     casme2 = find_benchmark("CASME-II")
     clip_ids, labels, given = _read_lists(casme2, annotations, lists)
-    unnamed = [clip for clip in clip_ids if casme2.subject(clip) is None]
-    if unnamed:
-        raise StorageError(
-            f"{len(unnamed)} clips do not name their subject, first {unnamed[0]!r}; expected names as sub01/EP02_01f"
-        )
-    subjects = np.array([f"sub{casme2.subject(clip)}" for clip in clip_ids])
+    subjects = np.array([_subject(casme2, clip) for clip in clip_ids])
     folds = given or leave_one_out(subjects)
     refuse_leakage(folds, subjects)
     table = FeatureTable(features)
@@ -145,9 +140,17 @@ def _read_lists(
         rows = [
             np.array([position[c] for c in part["clip_id"].to_pylist()], np.int64) for part in (train_part, test_part)
         ]
-        owner = casme2.subject(clip_ids[rows[1][0]])
-        folds.append(Fold(number, f"sub{owner}", rows[0], rows[1]))
+        owner = _subject(casme2, clip_ids[rows[1][0]])
+        folds.append(Fold(number, owner, rows[0], rows[1]))
     return clip_ids, _checked(np.array(list(label_of.values())), casme2, str(lists)), folds
+
+
+def _subject(casme2: Benchmark, clip_id: str) -> str:
+    """Who is seen: told by the clip's name ("sub01_EP02_01f") or by a folder above it ("sub01/EP02_01f")."""
+    for part in reversed(clip_id.split("/")):
+        if (number := casme2.subject(part)) is not None:
+            return f"sub{number}"
+    raise StorageError(f"clip {clip_id!r} does not name its subject; expected sub01_EP02_01f or sub01/EP02_01f")
 
 
 def _checked(labels: NDArray[Any], casme2: Benchmark, where: str) -> NDArray[np.int64]:
