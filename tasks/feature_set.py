@@ -36,6 +36,8 @@ class FeatureSet:
     direction, extractor : str
     version : int
         Version of the feature table that was read.
+    num_frames : int64 [N], optional
+        Frames of the clips, where they come from a table.
     """
 
     clip_ids: np.ndarray
@@ -47,6 +49,7 @@ class FeatureSet:
     direction: str = "forward"
     extractor: str = ""
     version: int = 0
+    num_frames: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -55,6 +58,11 @@ class FeatureSet:
     def dim(self) -> int:
         """Size of a window feature."""
         return int(self.features.shape[1])
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """Windows of every clip at each level, and its frames where known: name -> int64 [N]."""
+        found = {level: np.diff(offsets) for level, offsets in self.position_offsets.items()}
+        return found if self.num_frames is None else {**found, "frames": self.num_frames}
 
     def locate(self, clip_ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """Positions of the clips, int64; -1 for those the set does not hold."""
@@ -159,6 +167,7 @@ def from_clips(
         direction=direction,
         extractor=extractor,
         version=version,
+        num_frames=np.asarray(clips.num_frames, dtype=np.int64),
     )
 
 

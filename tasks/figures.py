@@ -36,6 +36,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Fi
                 recall.plot(epochs, values, style, marker=marker, color=colour, label=f"{name}, {part}")
     loss.set(xlabel="epoch", ylabel="training loss")
     recall.set(xlabel="epoch", ylabel="UAR (%)")
+    if any("reverse" in name for name in histories):
+        figure.suptitle("solid: forward, dashed: reverse, a colour a fold", fontsize=8)
     for axes in (loss, recall):
         axes.grid(alpha=0.3)
         if len(histories) <= 4:
@@ -87,7 +89,7 @@ def class_recalls(systems: Mapping[str, tuple[np.ndarray, np.ndarray]], classes:
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right", fontsize=8)
     axes.set(ylabel="recall (%)", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=len(systems))
     return figure
 
 

@@ -123,6 +123,43 @@ def _hold_out(labels: np.ndarray, groups: np.ndarray | None, share: float, seed:
     return held
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListedCounts:
+    """What a list says of the length of its clips: `counts` (int64 [n], 0 where it is silent) of a unit.
+
+    `unit` names an entry of `FeatureSet.counts`: a level, or "frames".
+    """
+
+    path: str
+    unit: str
+    clip_ids: np.ndarray
+    counts: np.ndarray
+
+
+def count_line(listed: ListedCounts, clip_ids: np.ndarray, found: np.ndarray) -> str:
+    """How far a list's counts are from the table's, in one line; empty when they agree.
+
+    Parameters
+    ----------
+    listed : ListedCounts
+    clip_ids : str [N]
+        Sorted.
+    found : int64 [N]
+        The table's counts of the same unit.
+    """
+    place = np.minimum(np.searchsorted(clip_ids, listed.clip_ids), len(clip_ids) - 1)
+    held = (clip_ids[place] == listed.clip_ids) & (listed.counts > 0)
+    wrong = np.flatnonzero(held & (found[place] != listed.counts))
+    if not len(wrong):
+        return ""
+    first, unit = wrong[0], "frames" if listed.unit == "frames" else f"windows at the {listed.unit} level"
+    return (
+        f"{listed.path}: {len(wrong)} of {int(held.sum())} clips have another number of {unit} than the list says "
+        f"(first: {listed.clip_ids[first]}, listed {listed.counts[first]}, found {found[place][first]}); "
+        "other videos, or another window rule"
+    )
+
+
 def overlap_line(fold: str, shared: Overlap) -> str:
     """What a reader must know about one fold's lists, in one line; empty when train and test share nothing."""
     parts = []

@@ -242,7 +242,8 @@ class _Display:
         last = state.history[-1]
         self.progress.update(self.tasks[name], completed=self.progress.tasks[self.tasks[name]].total, note=_note(last))
         if not self.console.is_terminal:
-            self.console.print(f"trained {name}: {state.epoch} epochs, {_note(last)}", highlight=False)
+            line = f"trained {name}: {state.epoch} epochs, {_note(last)}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _note(record: Mapping[str, Any]) -> str:

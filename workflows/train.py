@@ -12,139 +12,19 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+from workflows.train_request import TrainRequest, settings_of
+
+__all__ = ["TrainRequest", "TrainResult", "run_training", "settings_of", "train"]
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pthnet.benchmarks import Benchmark
     from tasks.train_settings import TrainSettings
-
-Level = Literal["high", "middle", "low"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """What to train on and how; the defaults are the published procedure, except that the test set chooses nothing.
-
-    Parameters
-    ----------
-    features
-        The feature table, local or s3://.
-    benchmark
-        A public benchmark (FERV39k, DFEW, MAFW-single, MAFW-compound, CREMA-D, eNTERFACE05, RAVDESS, MELD, CASME-II) or
-        a YAML file that describes your own.
-    lists
-        Folder of the benchmark's list files.
-    fold
-        Only these folds (from 1); all by default.
-    train_list, test_list
-        Two lists instead of a benchmark.
-    classes
-        Class names in the order of the labels, comma-separated; with two lists.
-    strip
-        Folder to take off the front of the lists' paths, so that they become clip ids.
-    extractor
-        Which extractor's features; needed when the table holds several.
-    backbone_dim
-        Refuse features that are not of this size.
-    directions
-        Train only one direction with "forward" or "reverse".
-    levels
-        Levels trained; the finest of them decides.
-    epochs, milestones, decay, lr, batch
-        The benchmark's published schedule when left out; milestones follow a changed number of epochs in proportion.
-    per_worker_batch
-        Let the global batch grow with the workers instead of keeping it.
-    selection
-        Which epoch's weights are kept. The papers choose on the test set: that is best-on-test.
-    mu
-        Weight of the forward logits, or "validation" to choose it there.
-    validation
-        Share of the training clips held out; 0.1 when something is chosen on it.
-    loss, gamma
-        "ecstfl" adds gamma times the EC-STFL loss on the pooled features.
-    standardize
-        Standardise features by the training clips; kept with the model.
-    class_weights, balanced
-        Weigh the cross entropy by inverse class frequency; draw classes equally often.
-    ema, patience
-        Running average of the weights; stop after so many epochs without a better score.
-    precision
-        fp32, or bf16 autocast.
-    dim, mlp_dim, downsample, drop_path
-        Sizes of the network.
-    workers
-        DDP workers of each training; by default 2 on CPUs, 1 on GPUs.
-    out
-        Where runs are kept, local or s3://; all nodes must reach it.
-    run_name
-        Names the run; by default it follows from the data and settings, so that the same command resumes.
-    tracking_uri
-        MLflow; by default MLFLOW_TRACKING_URI, else a SQLite file in `out`.
-    experiment
-        MLflow experiment.
-    model_name
-        Registered model; by default pthnet-<benchmark>.
-    register
-        Which folds' fused models to register.
-    figures
-        Draw figures.
-    allow_missing
-        Leave out listed clips without features instead of refusing.
-    address
-        Ray cluster to join.
-    """
-
-    features: str
-    benchmark: str | None = None
-    lists: str | None = None
-    fold: tuple[int, ...] = ()
-    train_list: str | None = None
-    test_list: str | None = None
-    classes: tuple[str, ...] = ()
-    strip: str = ""
-    extractor: str | None = None
-    backbone_dim: int | None = None
-    directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
-    levels: tuple[Level, ...] = ("high", "middle", "low")
-    epochs: int | None = None
-    milestones: tuple[int, ...] | None = None
-    decay: float | None = None
-    lr: float | None = None
-    batch: int | None = None
-    per_worker_batch: bool = False
-    noise: float = 0.0005
-    selection: Literal["last", "validation", "best-on-test"] = "last"
-    select_by: Literal["uar", "war"] = "uar"
-    mu: float | Literal["validation"] = 0.7
-    validation: float | None = None
-    loss: Literal["pyramid", "ecstfl"] = "pyramid"
-    gamma: float = 10.0
-    standardize: bool = False
-    class_weights: bool = False
-    balanced: bool = False
-    ema: float = 0.0
-    patience: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    dim: int = 512
-    mlp_dim: int = 768
-    downsample: Literal["max", "avg"] = "max"
-    drop_path: float = 0.1
-    seed: int = 0
-    workers: int | None = None
-    max_failures: int = 3
-    out: str = "runs"
-    run_name: str | None = None
-    tracking_uri: str | None = None
-    experiment: str = "pthnet"
-    model_name: str | None = None
-    register: Literal["first", "all", "none"] = "first"
-    figures: bool = True
-    allow_missing: bool = False
-    address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +69,7 @@ class TrainResult:
         return float(self.summary["systems"][system]["pooled"][metric])
 
 
-def train(request: Annotated[TrainRequest, Parameter(name="*")], *, json: bool = False) -> int:
+def train(request: Annotated[TrainRequest, Parameter(name="*", negative_iterable=())], *, json: bool = False) -> int:
     """Train forward and reverse PTH-Net, fuse and register them.
 
     Parameters
@@ -230,9 +110,6 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
     out = _absolute(request.out)
     folder = f"{out}/{name}"
     uri = tracking_uri(request.tracking_uri, out)
-    for note in data.notes:
-        console.print(note, highlight=False)
-
     resources = connect(request.address)
     fits_wanted = len(data.census.splits) * len(request.directions)
     plan = plan_fits(fits_wanted, resources, request.workers)
@@ -243,6 +120,8 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
         artifacts = None if "://" in out else f"{out}/mlartifacts"
         tracker: Future[Tracker] = side.submit(Tracker, uri, request.experiment, artifacts)
         refs = feature_refs(request, data)
+        for note in data.notes:
+            console.print(note, highlight=False, soft_wrap=True)
         _claim(folder, settings, data.facts)
         fits = [
             Fit(name=f"fold-{split.fold}-{direction}", features=refs[direction], split=split, settings=settings)
@@ -262,48 +141,6 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
             began=began,
             console=console,
         )
-
-
-def settings_of(request: TrainRequest, benchmark: "Benchmark", in_dim: int) -> "TrainSettings":
-    """The request's settings over the benchmark's published schedule."""
-    from pthnet.pth_net import PTHNetConfig
-    from tasks.train_settings import TrainSettings
-
-    schedule = benchmark.schedule
-    epochs = request.epochs or schedule.epochs
-    milestones = request.milestones
-    if milestones is None:
-        milestones = tuple(round(milestone * epochs / schedule.epochs) for milestone in schedule.milestones)
-    return TrainSettings(
-        model=PTHNetConfig(
-            in_dim=in_dim,
-            dim=request.dim,
-            mlp_dim=request.mlp_dim,
-            num_classes=benchmark.num_classes,
-            drop_path=request.drop_path,
-            downsample=request.downsample,
-            standardize=request.standardize,
-        ),
-        epochs=epochs,
-        milestones=milestones,
-        decay=schedule.factor if request.decay is None else request.decay,
-        lr=schedule.learning_rate if request.lr is None else request.lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-        batch=request.batch or schedule.batch_size,
-        noise=request.noise,
-        levels=request.levels,
-        loss=request.loss,
-        gamma=request.gamma,
-        class_weights=request.class_weights,
-        balanced=request.balanced,
-        ema=request.ema,
-        patience=request.patience,
-        selection=request.selection,
-        select_by=request.select_by,
-        precision=request.precision,
-        seed=request.seed,
-    )
 
 
 def _scaled(settings: "TrainSettings", workers: int) -> "TrainSettings":

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pthnet.benchmarks import Benchmark
-    from tasks.splits import Census, FoldLists
-    from workflows.train import TrainRequest
+    from tasks.splits import Census, FoldLists, ListedCounts
+    from workflows.train_request import TrainRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class TrainData:
     version: int
     facts: dict[str, Any]
     notes: list[str]
+    listed: list["ListedCounts"]
 
 
 def read_data(request: "TrainRequest") -> TrainData:
@@ -59,7 +60,7 @@ def read_data(request: "TrainRequest") -> TrainData:
     from tasks.splits import census, overlap_line
 
     benchmark = benchmark_of(request)
-    folds, digests = _read_folds(request, benchmark)
+    folds, digests, listed = _read_folds(request, benchmark)
     table = FeatureTable(request.features)
     version = table.version()
     keys = table.keys(version=version) if version >= 0 else table.keys()
@@ -118,6 +119,7 @@ def read_data(request: "TrainRequest") -> TrainData:
         version=version,
         facts=facts,
         notes=notes,
+        listed=listed,
     )
 
 
@@ -141,20 +143,23 @@ def benchmark_of(request: "TrainRequest") -> "Benchmark":
     return Benchmark(name="own", classes=classes, folds=(Fold(1, request.train_list, request.test_list),))
 
 
-def _read_folds(request: "TrainRequest", benchmark: "Benchmark") -> tuple[list["FoldLists"], dict[str, str]]:
+def _read_folds(
+    request: "TrainRequest", benchmark: "Benchmark"
+) -> tuple[list["FoldLists"], dict[str, str], list["ListedCounts"]]:
     import numpy as np
 
     from pthnet.errors import ModelError
+    from pthnet.windows import STRIDES
     from storage.files import join
     from storage.lists import check_labels, list_digest, read_list
-    from tasks.splits import FoldLists
+    from tasks.splits import FoldLists, ListedCounts
 
     if request.benchmark and not request.lists:
         raise ModelError(
             f"{benchmark.name} needs its list files: --lists FOLDER, which holds {benchmark.folds[0].train}, "
             f"{benchmark.folds[0].test} and so on"
         )
-    folds, digests = [], {}
+    folds, digests, listed = [], {}, []
     for number in request.fold or tuple(fold.number for fold in benchmark.folds):
         fold = benchmark.fold(number)
         parts = []
@@ -163,18 +168,30 @@ def _read_folds(request: "TrainRequest", benchmark: "Benchmark") -> tuple[list["
             table = read_list(path, strip=request.strip, class_names=benchmark.classes)
             check_labels(table, benchmark.num_classes, benchmark.classes, path)
             digests[name.rsplit("/", 1)[-1]] = list_digest(table)
+            described = table.schema.metadata or {}
+            unit, stride = described.get(b"unit", b"").decode(), described.get(b"stride", b"").decode()
+            levels = [level for level, wanted in STRIDES.items() if unit == "windows" and stride == str(wanted)]
+            if unit == "frames" or levels:
+                ids = np.asarray(table["clip_id"].to_pylist(), dtype=str)
+                counts = table["count"].fill_null(0).to_numpy().astype(np.int64)
+                listed.append(ListedCounts(path=path, unit=(*levels, unit)[0], clip_ids=ids, counts=counts))
             parts += [np.asarray(table["clip_id"].to_pylist(), dtype=str), table["label"].to_numpy().astype(np.int64)]
         folds.append(
             FoldLists(
                 name=str(number), train_ids=parts[0], train_labels=parts[1], test_ids=parts[2], test_labels=parts[3]
             )
         )
-    return folds, digests
+    return folds, digests, listed
 
 
 def feature_refs(request: "TrainRequest", data: TrainData) -> dict[str, Any]:
-    """Object references of the FeatureSets, one a direction, each read once by a Ray task."""
+    """Object references of the FeatureSets, one a direction, each read once by a Ray task.
+
+    Adds to the notes of `data` where a list's counts are not the table's.
+    """
     import ray
+
+    from tasks.splits import count_line
 
     read = ray.remote(num_cpus=1, num_returns=2, max_retries=2)(_load)
     sets: dict[str, Any] = {}
@@ -190,17 +207,19 @@ def feature_refs(request: "TrainRequest", data: TrainData) -> dict[str, Any]:
         )
         sizes.append(size)
     try:
-        ray.get(sizes)  # only the small second value: the features stay where they were read
+        counts = ray.get(sizes)[0]  # only the small second value: the features stay where they were read
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    lines = (count_line(listed, data.census.clip_ids, counts[listed.unit]) for listed in data.listed)
+    data.notes.extend(line for line in lines if line)
     return sets
 
 
-def _load(*arguments: Any, **options: Any) -> tuple[Any, int]:
+def _load(*arguments: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     from tasks.feature_set import load_feature_set
 
     loaded = load_feature_set(*arguments, **options)
-    return loaded, len(loaded)
+    return loaded, loaded.counts()
 
 
 def _dim_in_table(table: Any, keys: Any, extractor: str, version: int, direction: str) -> int:

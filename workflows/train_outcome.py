@@ -1,8 +1,10 @@
 """From trained states to an outcome: fusion, scores, results.json, figures, MLflow, registry."""
 
 import json
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from tasks.bundle import Bundle
     from tasks.checkpoints import TrainState
+    from tasks.feature_set import FeatureSet
     from tasks.report import FoldResult
     from tasks.tracking import Tracker
     from tasks.train_settings import TrainSettings
@@ -37,15 +40,41 @@ def conclude(
     import ray
 
     from tasks.report import published_rows, summarize
-    from workflows.train import TrainResult
-    from workflows.train_registry import figures_of, register_folds
 
     results = fuse_folds(request, data, states)
     summary = summarize(results, data.benchmark.classes)
     published = published_rows(data.benchmark)
     notes = [*data.notes, *_protocol(request, results, bool(published))]
     features = {direction: ray.get(ref) for direction, ref in refs.items()}
-    bundles = make_bundles(request, data, settings, states, results, summary, name, _local(folder, name))
+    with _local(folder) as place:
+        bundles = make_bundles(request, data, settings, states, results, summary, name, place)
+        return _deliver(
+            request, data, settings, states, results, bundles, features, tracker, console,
+            name=name, folder=folder, began=began, summary=summary, published=published, notes=notes,
+        )  # fmt: skip
+
+
+def _deliver(
+    request: "TrainRequest",
+    data: "TrainData",
+    settings: "TrainSettings",
+    states: Mapping[str, "TrainState"],
+    results: Sequence["FoldResult"],
+    bundles: Mapping[str, tuple["Bundle", Path]],
+    features: Mapping[str, "FeatureSet"],
+    tracker: "Tracker",
+    console: "Console",
+    *,
+    name: str,
+    folder: str,
+    began: float,
+    summary: dict[str, Any],
+    published: dict[str, Any],
+    notes: list[str],
+) -> "TrainResult":
+    """Log, register, and write the results beside the checkpoints."""
+    from workflows.train import TrainResult
+    from workflows.train_registry import figures_of, register_folds
 
     parent, children = _begin_runs(tracker, name, folder, request, data, settings, states)
     with console.status("logging and registering") if console.is_terminal else _Nothing():
@@ -77,7 +106,7 @@ def conclude(
         registered=registered,
         tracking_uri=_public(tracker.uri),
         mlflow_run=parent,
-        models={fold: str(path) for fold, (_, path) in bundles.items()},
+        models={fold: _upload(path, folder) for fold, (_, path) in bundles.items()},
         seconds=time.perf_counter() - began,
     )
     _write(folder, outcome, settings, results, figures)
@@ -264,9 +293,31 @@ def _write(
         write_atomic(join(folder, "figures", f"{name}.png"), picture.getvalue())
 
 
-def _local(folder: str, name: str) -> Path:
-    """Where models are written before MLflow stores them: in the run's folder, or a local one when that is remote."""
-    return Path(folder) if "://" not in folder else Path("runs").resolve() / name
+def _local(folder: str) -> AbstractContextManager[Path]:
+    """Where models are written before MLflow stores them: the run's folder, or a temporary one when that is remote."""
+    return _here(Path(folder)) if "://" not in folder else _temporary()
+
+
+@contextmanager
+def _here(folder: Path) -> Iterator[Path]:
+    yield folder
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _upload(model: Path, folder: str) -> str:
+    """Where a model's folder lies for good."""
+    from storage.files import join, write_atomic
+
+    if "://" not in folder:
+        return str(model)
+    for file in model.iterdir():
+        write_atomic(join(folder, model.name, file.name), file.read_bytes())
+    return join(folder, model.name)
 
 
 def _public(uri: str) -> str:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tasks.feature_set import FeatureSet
     from tasks.report import FoldResult
     from tasks.tracking import Tracker
-    from workflows.train import TrainRequest
     from workflows.train_data import TrainData
+    from workflows.train_request import TrainRequest
 
 
 def figures_of(

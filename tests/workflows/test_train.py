@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storage import files
+from tests import servers
 from tests.archives import CLASSES, Archive, write_archive
 from workflows.cli import run
 from workflows.train import TrainRequest, TrainResult
@@ -33,7 +35,16 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[str]:
+def bucket(moto_server: servers.S3Server) -> Iterator[str]:
+    """A bucket, and the environment that leads to it, before Ray's workers inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in moto_server.environment().items():
+            patch.setenv(variable, value)
+        yield moto_server.bucket()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(bucket: str) -> Iterator[str]:
     import ray
 
     from cluster.connect import connect
@@ -169,10 +180,10 @@ def test_a_run_name_is_not_shared_by_two_studies(study: TrainResult, archive: Ar
         trained(request_for(archive, Path(study.folder).parent, fold=(1,), validation=0.2, lr=0.5))
 
 
-def _wait_for_epoch(progress: Path, epoch: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_epoch(progress: str, epoch: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
-        if progress.exists() and json.loads(progress.read_text())["epoch"] >= epoch:
+        if files.size_of(progress) and json.loads(files.read_bytes(progress))["epoch"] >= epoch:
             return
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.05)
@@ -180,10 +191,10 @@ def _wait_for_epoch(progress: Path, epoch: int, process: subprocess.Popen[bytes]
 
 
 def test_killing_a_worker_and_the_driver_changes_no_bit_of_the_weights(
-    study: TrainResult, archive: Archive, ray_cluster: str, tmp_path: Path
+    study: TrainResult, archive: Archive, ray_cluster: str, bucket: str, tmp_path: Path
 ) -> None:
     import psutil
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load, load_file
 
     command = ["train", "--features", archive.features, "--benchmark", str(archive.lists / "lab.yaml")]
     command += [
@@ -198,9 +209,11 @@ def test_killing_a_worker_and_the_driver_changes_no_bit_of_the_weights(
         "--mlp-dim",
         "32",
     ]
-    command += ["--workers", "2", "--out", str(tmp_path), "--run-name", "study", "--validation", "0.2", "--no-figures"]
+    command += ["--workers", "2", "--out", f"s3://{bucket}/runs", "--run-name", "study", "--validation", "0.2"]
+    command += ["--no-figures", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster, "PYTHONPATH": str(Path(__file__).parents[2])}
-    progress = tmp_path / "study" / "fold-1-forward" / "progress.json"
+    run_folder = f"s3://{bucket}/runs/study"
+    progress = f"{run_folder}/fold-1-forward/progress.json"
     driver = subprocess.Popen([sys.executable, "-m", "workflows.cli", *command], env=environment)
     try:
         _wait_for_epoch(progress, 1, driver)
@@ -210,9 +223,9 @@ def test_killing_a_worker_and_the_driver_changes_no_bit_of_the_weights(
     finally:
         driver.kill()
         driver.wait()
-    assert not (progress.parent / "done.json").exists()
+    assert files.size_of(f"{run_folder}/fold-1-forward/done.json") is None
 
     assert run([*command, "--register", "none", "--json"]) == 0
-    ours = load_file(tmp_path / "study" / "model-fold-1" / "forward.safetensors")
+    ours = load(files.read_bytes(f"{run_folder}/model-fold-1/forward.safetensors"))
     theirs = load_file(Path(study.models["1"]) / "forward.safetensors")
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
