@@ -6,6 +6,7 @@
 Works on frames, and on the windows of long videos in their order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,42 @@ ABAW = ClassMap(
     group_names=("Anger", "Disgust", "Fear", "Sadness"),
     fine=(-1, 0, 1, 2, -1, 3, -1, -1),
 )
+
+
+def class_map(coarse_names: Sequence[str], group: str, group_names: Sequence[str]) -> ClassMap:
+    """The grouping of two networks from their class names; CFC-SP's own names give `ABAW` with its class order.
+
+    Parameters
+    ----------
+    coarse_names
+        Classes of the first network, `group` among them.
+    group
+        The one that the second network tells apart.
+    group_names
+        Classes of the second network.
+
+    Returns
+    -------
+    ClassMap
+        Its classes are the first network's without the group, then the second's.
+    """
+    if group not in coarse_names:
+        raise ModelError(f"no class {group!r} in the coarse network; it has {', '.join(coarse_names)}")
+    if (tuple(coarse_names), group, tuple(group_names)) == (ABAW.coarse_names, "Negative", ABAW.group_names):
+        return ABAW
+    single = [name for name in coarse_names if name != group]
+    both = set(single) & set(group_names)
+    if both:
+        raise ModelError(f"class {sorted(both)[0]!r} is in both networks; a class belongs to the group or stands alone")
+    place = list(coarse_names).index(group)
+    return ClassMap(
+        classes=(*single, *group_names),
+        coarse_names=tuple(coarse_names),
+        coarse=(*(list(coarse_names).index(name) for name in single), *[place] * len(group_names)),
+        group=place,
+        group_names=tuple(group_names),
+        fine=(*[-1] * len(single), *range(len(group_names))),
+    )
 
 
 def smooth(logits: Any, videos: Any = None, present: Any = None, w: int = 2, *, lengths: Any = None) -> Any:

@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -257,13 +257,15 @@ def _select(
             state.chosen = {name: tensor.clone() for name, tensor in state.model.items()}
 
 
-def train_loop(config: Mapping[str, Any]) -> None:
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """What every worker of a `TorchTrainer` runs.
+
+    What a user can put right is returned under "refused": an exception would be retried.
 
     Parameters
     ----------
     config
-        loader (object reference), spec, settings, init (path of starting weights or None), cpus (that make batches for
+        loader (object reference), spec, settings, init (state dict to start from, or None), cpus (that make batches for
         each worker), threads, progress (URI of a JSON file of the history so far, kept by rank 0).
     """
     import json
@@ -273,7 +275,6 @@ def train_loop(config: Mapping[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
-    from pthnet.frame_weights import load_frame_weights
     from storage.files import write_atomic
 
     torch.set_num_threads(config["threads"])
@@ -285,7 +286,6 @@ def train_loop(config: Mapping[str, Any]) -> None:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             state = FinetuneState.load(folder)
-        check_settings(state, spec, settings)
     whole: FrameLoader = ray.get(config["loader"])
     first = state.epoch if state else 0
     schedule = replace(whole.schedule, rank=rank, world=world, first_epoch=first, epochs=settings.epochs)
@@ -293,7 +293,7 @@ def train_loop(config: Mapping[str, Any]) -> None:
     torch.manual_seed(settings.seed)
     model = spec.build()
     if config["init"] and state is None:
-        load_frame_weights(config["init"], model, head="fresh")
+        model.load_state_dict(config["init"])
 
     def report(state: FinetuneState) -> None:
         if rank:
@@ -305,7 +305,13 @@ def train_loop(config: Mapping[str, Any]) -> None:
         write_atomic(config["progress"], json.dumps(state.history).encode())
 
     batches = ray_batches(loader, cpus=config["cpus"])
-    fine_tune(
-        model, spec, settings, loader, batches,
-        device=get_device(), wrap=prepare_model, state=state, on_epoch=report, workers=Workers(rank, world),
-    )  # fmt: skip
+    try:
+        if state:
+            check_settings(state, spec, settings)
+        fine_tune(
+            model, spec, settings, loader, batches,
+            device=get_device(), wrap=prepare_model, state=state, on_epoch=report, workers=Workers(rank, world),
+        )  # fmt: skip
+    except ModelError as error:
+        return {"refused": str(error)}
+    return {}

@@ -5,7 +5,7 @@ Runs in any process: a Ray worker, a DataLoader worker, or the caller's.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -73,8 +73,11 @@ class FrameBatch:
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "FrameBatch":
         """Read the one row that `to_arrow` made; the frames stay where they are, and cannot be written to."""
-        row = {name: table[name][0] for name in table.column_names}
-        frames = np.frombuffer(row["frames"].as_buffer(), np.uint8).reshape(row["shape"].as_py())
+        row = {name: table[name][0] for name in table.column_names if name != "frames"}
+        binary = table["frames"].chunk(0)  # a scalar of it would be a copy
+        _, offsets, data = binary.buffers()
+        start, stop = np.frombuffer(offsets, np.int64)[binary.offset : binary.offset + 2]
+        frames = np.frombuffer(data, np.uint8)[start:stop].reshape(row["shape"].as_py())
         return cls(
             training=row["training"].as_py(),
             epoch=row["epoch"].as_py(),
@@ -195,6 +198,32 @@ def _frames_of(folder: str) -> tuple[str, ...]:
     return tuple(frame_names(entry.base_name for entry in fs.get_file_info(pafs.FileSelector(place))))
 
 
+def local_batches(loader: FrameLoader) -> Iterator[FrameBatch]:
+    """The batches of all pages of a loader's schedule in order, made by the caller's own thread."""
+    for page in loader.schedule.pages():
+        yield from loader.load(page)
+
+
+def arrow_batches(held: Any) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    """A Ray Data function from page numbers (`id`) to batches, one row each.
+
+    Parameters
+    ----------
+    held
+        Object reference of (loader, its pages): a task carries the reference, not the tables.
+    """
+
+    def make(ids: pa.Table) -> Iterator[pa.Table]:
+        import ray
+
+        loader, pages = ray.get(held)
+        for page in ids["id"].to_pylist():
+            for batch in loader.load(pages[page]):
+                yield batch.to_arrow()
+
+    return make
+
+
 def ray_batches(loader: FrameLoader, *, cpus: int, ahead_bytes: int = 1 << 30) -> Iterator[FrameBatch]:
     """The batches of all pages of a loader's schedule in order, made by Ray Data tasks ahead of the consumer.
 
@@ -215,15 +244,7 @@ def ray_batches(loader: FrameLoader, *, cpus: int, ahead_bytes: int = 1 << 30) -
     pages = loader.schedule.pages()
     if not pages:
         return
-    held = ray.put((loader, pages))
-
-    def make(ids: pa.Table) -> Iterator[pa.Table]:
-        # a lambda's closure would carry the tables with every task; the reference carries nothing
-        mine, numbered = ray.get(held)
-        for page in ids["id"].to_pylist():
-            for batch in mine.load(numbered[page]):
-                yield batch.to_arrow()
-
+    make = arrow_batches(ray.put((loader, pages)))
     dataset = ray.data.range(len(pages), override_num_blocks=min(len(pages), 4096))
     dataset.context.execution_options = ExecutionOptions(
         preserve_order=True, resource_limits=ExecutionResources(cpu=cpus, object_store_memory=ahead_bytes)

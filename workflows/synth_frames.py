@@ -12,6 +12,7 @@ def synth_frames(
     images: int = 560,
     size: int = 64,
     noise: float = 0.2,
+    weakest: float = 0.35,
     seed: int = 0,
     test_share: float = 0.25,
 ) -> None:
@@ -33,6 +34,8 @@ def synth_frames(
         Side of an image, pixels.
     noise
         Share of frames that are spoilt without a change of label.
+    weakest
+        Least strength of an expression, 0 to 1; below about 0.2 it is hard to tell from the neutral face.
     seed
         Equal seeds give equal pixels.
     test_share
@@ -47,10 +50,26 @@ def synth_frames(
     from storage.errors import StorageError
     from tasks.frame_faces import CLASSES, FaceSettings, draw_clip, draw_image, draw_video
 
-    if min(videos, frames, clips, images) < 0 or size < 16 or not 0 <= test_share < 1 or not 0 <= noise <= 1:
-        raise StorageError("counts cannot be negative, size is at least 16, test_share and noise lie in [0, 1)")
-    settings = FaceSettings(size=size, noise=noise)
-    stamp = {"seed": seed, "size": size, "noise": noise, "videos": videos, "frames": frames, "clips": clips}
+    if (
+        min(videos, frames, clips, images) < 0
+        or size < 16
+        or not 0 <= test_share < 1
+        or not 0 <= noise <= 1
+        or not 0 <= weakest <= 1
+    ):
+        raise StorageError(
+            "counts cannot be negative, size is at least 16, test_share, noise and weakest lie in [0, 1]"
+        )
+    settings = FaceSettings(size=size, noise=noise, weakest=weakest)
+    stamp = {
+        "seed": seed,
+        "size": size,
+        "noise": noise,
+        "weakest": weakest,
+        "videos": videos,
+        "frames": frames,
+        "clips": clips,
+    }
     stamp |= {"images": images, "test_share": test_share}
     manifest = directory / "frames.json"
     if manifest.exists():

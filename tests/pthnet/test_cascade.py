@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pthnet.cascade import ABAW, ClassMap, cascade, cascade_probabilities, smooth
+from pthnet.cascade import ABAW, ClassMap, cascade, cascade_probabilities, class_map, smooth
 from pthnet.errors import ModelError
 
 
@@ -121,6 +121,17 @@ def test_other_groupings_work():
     )  # fmt: skip
     got = cascade([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], classes=two)
     assert got.tolist() == [2, 1, 0]
+
+
+def test_groupings_follow_from_the_class_names():
+    assert class_map(ABAW.coarse_names, "Negative", ABAW.group_names) is ABAW
+    made = class_map(["Bad", "Calm", "Glad"], "Bad", ["Angry", "Sad"])
+    assert made.classes == ("Calm", "Glad", "Angry", "Sad")
+    assert cascade(np.eye(3), [[0.0, 1.0]] * 3, classes=made).tolist() == [3, 0, 1]
+    with pytest.raises(ModelError, match="no class 'Worse'"):
+        class_map(["Bad", "Calm"], "Worse", ["a"])
+    with pytest.raises(ModelError, match="in both networks"):
+        class_map(["Bad", "Calm"], "Bad", ["Calm", "Sad"])
 
 
 @pytest.mark.parametrize(
