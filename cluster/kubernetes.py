@@ -17,6 +17,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 EXTRACT = ("extract", "s3://BUCKET/videos", "--features", "s3://BUCKET/features")
 TRAIN = ("train", "s3://BUCKET/features", "s3://BUCKET/lists/train.csv")
 NIGHTLY = "0 3 * * *"
+CHAMPION = "models:/pthnet@champion"
 HOUR = 3600
 
 
@@ -27,6 +28,7 @@ def manifests(
     command: Sequence[str] = EXTRACT,
     schedule: str = NIGHTLY,
     timezone: str = "Etc/UTC",
+    model: str = CHAMPION,
 ) -> list[dict[str, Any]]:
     """The objects of one kind of manifest.
 
@@ -40,6 +42,8 @@ def manifests(
         The workflow and its arguments, for those that run one.
     schedule, timezone
         Crontab expression and IANA zone, for those that recur.
+    model
+        What a rayservice serves.
     """
     if kind == "base":
         return base(on)
@@ -55,7 +59,10 @@ def manifests(
     if kind == "raycronjob":
         spec = {"schedule": schedule, "timeZone": timezone, "jobTemplate": ray_job_spec(on, command)}
         return [_object("ray.io/v1", "RayCronJob", on, f"{on.name}-{command[0]}", spec), _disruption_budget(on)]
-    return [_object("ray.io/v1", "RayService", on, f"{on.name}-serve", ray_service_spec(on)), _disruption_budget(on)]
+    return [
+        _object("ray.io/v1", "RayService", on, f"{on.name}-serve", ray_service_spec(on, model)),
+        _disruption_budget(on),
+    ]
 
 
 def base(on: Deployment) -> list[dict[str, Any]]:
@@ -147,15 +154,15 @@ def cron_job(on: Deployment, command: Sequence[str], schedule: str, timezone: st
     ]
 
 
-def ray_service_spec(on: Deployment) -> dict[str, Any]:
+def ray_service_spec(on: Deployment, model: str = CHAMPION) -> dict[str, Any]:
     """RayServiceSpec: the champion of the registry behind Ray Serve."""
     serve = {
         "applications": [
             {
                 "name": "pthnet",
-                "import_path": "workflows.serve:application",
+                "import_path": "workflows.serve_app:build",
                 "route_prefix": "/",
-                "args": {"model": "models:/pthnet@champion"},
+                "args": {"model": model, "device": "cpu", "replicas": 2, "cpus": 2},
             }
         ]
     }

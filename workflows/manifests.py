@@ -7,7 +7,7 @@ pthnet manifests cronjob --image registry.example/pthnet:0.1.0 --cron "0 3 * * *
 from pathlib import Path
 from typing import Any
 
-from cluster.kubernetes import NIGHTLY, Kind
+from cluster.kubernetes import CHAMPION, NIGHTLY, Kind
 
 
 def manifests(
@@ -20,6 +20,7 @@ def manifests(
     settings: str = "pthnet-settings",
     cron: str = NIGHTLY,
     timezone: str = "Etc/UTC",
+    model: str = CHAMPION,
     decode_nodes: tuple[int, int] = (0, 8),
     decode_cpus: int = 8,
     decode_memory: str = "32Gi",
@@ -50,6 +51,8 @@ def manifests(
         Kubernetes config map, likewise, for what is no secret; may be absent.
     cron, timezone
         When the recurring kinds run.
+    model
+        What rayservice serves: models:/NAME@champion, the registry being MLFLOW_TRACKING_URI's.
     decode_nodes, extract_nodes
         Least and most nodes of the CPU and the GPU pool.
     decode_cpus, decode_memory, extract_cpus, extract_memory, extract_gpus
@@ -85,7 +88,7 @@ def manifests(
         spot=spot,
         operator_namespace=operator_namespace,
     )
-    text = render(objects(kind, on, command=command or EXTRACT, schedule=cron, timezone=timezone))
+    text = render(objects(kind, on, command=command or EXTRACT, schedule=cron, timezone=timezone, model=model))
     if output is None:
         print(text, end="")
     else:

@@ -1,5 +1,7 @@
 """The manifests: valid against KubeRay's schemas, hardened, and without a credential."""
 
+import importlib
+import inspect
 import json
 import shlex
 from collections.abc import Iterator
@@ -178,6 +180,19 @@ def _pod_labels(value: Any) -> Iterator[dict[str, str]]:
     elif isinstance(value, list):
         for item in value:
             yield from _pod_labels(item)
+
+
+def test_the_service_runs_an_application_that_exists_and_takes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    spec = manifests("rayservice", HERE, model="models:/faces@champion")[0]["spec"]
+    (application,) = json.loads(spec["serveConfigV2"])["applications"]
+    module, name = application["import_path"].split(":")
+    build = getattr(importlib.import_module(module), name)
+    assert len(inspect.signature(build).parameters) == 1  # as Ray Serve asks
+    assert application["args"]["model"] == "models:/faces@champion"
+    assert build(application["args"]) is not None
+    with pytest.raises(ClusterError, match="take model"):
+        build({"modle": "x"})
 
 
 def test_a_run_leaves_nothing_behind_and_its_command_survives_quoting() -> None:
