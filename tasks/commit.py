@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -52,13 +53,22 @@ class Committer:
         Delta application id, and its last version when the run's plan was made.
     run_id
         Recorded with every commit.
+    begun
+        Segments that are in the table already: (clip_id, num_segments) -> their number.
     """
 
-    def __init__(self, uri: str, application: str, base: int, run_id: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        application: str,
+        base: int,
+        run_id: str,
+        begun: Mapping[tuple[str, int], int] | None = None,
+    ) -> None:
         self.uri, self.application, self.version, self.run_id = uri, application, base, run_id
         self.totals = Totals()
         self._waiting: list[Written] = []
-        self._parts: Counter[str] = Counter()  # segments written of clips that have several
+        self._parts = Counter(begun)  # segments written of clips that have several
         self._failed: set[str] = set()
         self._committed_at = time.monotonic()
 
@@ -88,10 +98,10 @@ class Committer:
         totals.micro_batch = min(totals.micro_batch or written.micro_batch, written.micro_batch)
         totals.ready_at = min(totals.ready_at or written.ready_at, written.ready_at)
         for clip_id, segments, count in written.parts:
-            self._parts[clip_id] += count
-            if self._parts[clip_id] == segments:
+            self._parts[clip_id, segments] += count
+            if self._parts[clip_id, segments] == segments:
                 totals.clips += 1
-                del self._parts[clip_id]
+                del self._parts[clip_id, segments]
         for clip_id, kind in zip(*(written.quarantine[name].to_pylist() for name in ("clip_id", "kind")), strict=True):
             if clip_id not in self._failed:
                 self._failed.add(clip_id)

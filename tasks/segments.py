@@ -131,6 +131,23 @@ def without_done(rows: pa.Table, done: pa.Table, extractor_id: str) -> pa.Table:
     return rows.join(mine, keys=keys, join_type="left anti").select(SEGMENTS.names)
 
 
+def begun(clips: pa.Table, done: pa.Table) -> dict[tuple[str, int], int]:
+    """Segments that are in the table already of long clips that are not whole: (clip_id, num_segments) -> their number.
+
+    Parameters
+    ----------
+    clips
+        Planned clips, with clip_id and content.
+    done
+        Columns clip_id, segment, num_segments, content of the extractor's rows in the table.
+    """
+    long = done.filter(pa.compute.greater(done["num_segments"], 1))
+    mine = long.join(clips.select(["clip_id", "content"]), keys=["clip_id", "content"], join_type="left semi")
+    counted = mine.group_by(["clip_id", "num_segments"]).aggregate([("segment", "count_distinct")])
+    names = counted["clip_id"].to_pylist(), counted["num_segments"].to_pylist()
+    return dict(zip(zip(*names, strict=True), counted["segment_count_distinct"].to_pylist(), strict=True))
+
+
 def blocks(rows: pa.Table, parallelism: int, most_rows: int = 64) -> Sequence[pa.Table]:
     """Slice the rows into blocks small enough that every core has several, and that failures cost little."""
     size = int(np.clip(rows.num_rows // (parallelism * 8), 1, most_rows))

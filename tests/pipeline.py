@@ -2,20 +2,25 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pthnet.extractor import Extractor
+from pthnet.windows import segment_windows
 from storage import quarantine
 from storage.columns import complete
 from storage.features import FeatureTable
-from tasks.decode_rows import decode_rows
+from tasks.decode import Decoded
+from tasks.decode_rows import attach, decode_rows
 from tasks.resolve import resolve_extractor
+from tasks.segments import cut
 from tests.videos import encode
 from workflows.extract import Report, Settings, listed, run
 
@@ -28,6 +33,43 @@ OPTIONS = ["--backbone", "tiny", "--random-weights", "0", "--precision", "fp32",
 def tiny(seed: int = 0) -> Extractor:
     """The small backbone with weights of a seed, exact."""
     return resolve_extractor("tiny", random_weights=seed, precision="fp32")
+
+
+def null() -> Extractor:
+    """No backbone at all: zeros of four numbers a window."""
+    return Extractor(backbone="null", config={"image_size": 8, "dim": 4}, weights="0" * 64, precision="fp32")
+
+
+def planned_rows(*clips: tuple[str, str], num_frames: int = 0, segment_frames: int = 0, attempt: int = 1) -> pa.Table:
+    """SEGMENTS rows of clips (clip_id, content), whole or cut."""
+    columns = {
+        "clip_id": [clip_id for clip_id, _ in clips],
+        "uri": [f"/videos/{clip_id}.mp4" for clip_id, _ in clips],
+        "kind": ["video"] * len(clips),
+        "content": [content for _, content in clips],
+        "attempt": pa.array([attempt] * len(clips), pa.int32()),
+        "num_frames": pa.array([num_frames] * len(clips), pa.int64()),
+        "segment_frames": pa.array([segment_frames] * len(clips), pa.int64()),
+    }
+    return cut(pa.table(columns))
+
+
+def decoded_rows(rows: pa.Table, *, frames: int = 20, failed: Mapping[str, str] = MappingProxyType({})) -> pa.Table:
+    """DECODED rows of black frames without a decoder; the clips of `failed` fail with that kind."""
+    decoded, first = [], []
+    for row in rows.to_pylist():
+        total, begin, end = frames, 0, frames
+        if row["num_segments"] > 1:
+            total = row["num_frames"]
+            args = total, row["segment"], row["num_segments"], row["segment_frames"]
+            begin, end = segment_windows(*args, "cover")[1]
+        first.append(begin)
+        if kind := failed.get(row["clip_id"]):
+            decoded.append(Decoded(status="failed", kind=kind, detail=f"told to fail: {kind}"))
+        else:
+            black = np.zeros((end - begin, 8, 8, 3), np.uint8)
+            decoded.append(Decoded(frames=black, num_frames=total, fps=25.0, width=8, height=8, decoder="none"))
+    return attach(rows, decoded, first)
 
 
 @contextmanager

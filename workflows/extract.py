@@ -223,6 +223,7 @@ def run(
     from storage.features import FeatureTable
     from storage.runs import new_run_id, write_run
     from tasks.commit import Committer
+    from tasks.segments import begun
 
     settings = settings or Settings()
     started = time.perf_counter()
@@ -239,7 +240,8 @@ def run(
     table = FeatureTable(features)
     table.put_extractor(extractor.id, extractor.to_json())
     if todo.todo.num_rows:
-        committer = Committer(features, application, base, report.run_id)
+        parts = begun(todo.todo, table.keys(extractor.id))
+        committer = Committer(features, application, base, report.run_id, parts)
         with causes(), Progress(todo.todo.num_rows) as progress:
             for written in _pipeline(todo.todo, table, extractor, weights, settings, report.run_id, address, decode):
                 committer.add(written)
