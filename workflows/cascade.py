@@ -202,9 +202,11 @@ def _show(console: Any, report: dict[str, Any]) -> None:
     if not report["systems"]:
         console.print(f"{report['rows']} rows predicted; without labels nothing is scored", highlight=False)
         return
-    table = Table(
-        title=f"{report['scored']} of {report['rows']} rows labelled, {len(report['classes'])} classes, w {report['w']}"
+    console.print(
+        f"{report['scored']} of {report['rows']} rows labelled, {len(report['classes'])} classes, w {report['w']}",
+        highlight=False,
     )
+    table = Table()
     for name in ("system", "macro F1 %", "95 % interval", "accuracy %"):
         table.add_column(name, justify="left" if name == "system" else "right")
     for name, found in report["systems"].items():

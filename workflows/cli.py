@@ -42,6 +42,12 @@ COMMANDS: dict[str, list[tuple[str, str, str]]] = {
         ("import-model", "workflows.import_model:import_model", "Fuse and register published PTH-Net weights."),
         ("serve", "workflows.serve:serve", "Serve a model over HTTP on Ray Serve."),
     ],
+    "Frames": [
+        ("finetune", "workflows.finetune:finetune", "Train EC-STFL's or CFC-SP's networks on clips and images."),
+        ("predict-frames", "workflows.frames_predict:frames_predict", "Predict and score with such a network."),
+        ("cascade", "workflows.cascade:cascade", "Smooth and cascade a coarse and a negative network's predictions."),
+        ("synth-frames", "workflows.synth_frames:synth_frames", "Draw labelled face videos, clips and images."),
+    ],
     "Micro-expressions": [
         ("flow", "workflows.flow:flow", "Make optical-flow images from onset and apex frames."),
         ("loso", "workflows.loso:loso", "Leave one subject out: HTNet on flow images, or PTH-Net on features."),

@@ -150,13 +150,15 @@ def show(console: "Console", report: Mapping[str, Any], spec: "FrameModel") -> N
         console.print("the validation list has no labels for this network: predicted, not scored", highlight=False)
         return
     chosen = "last epoch" if report["selection"] == "last" else "best epoch on the list it is scored on"
-    table = Table(title=f"{spec.model}, {spec.head} ({len(spec.classes)} classes), epoch {report['epoch']} ({chosen})")
+    title = f"{spec.model}, {spec.head} ({len(spec.classes)} classes), epoch {report['epoch']} ({chosen})"
+    console.print(title, highlight=False, soft_wrap=True)
+    table = Table()
     for name in ("samples", "WAR", "UAR", "macro F1"):
         table.add_column(name, justify="right")
     found = report["scores"]
     table.add_row(str(report["validation_samples"]), *(f"{100 * found[n]:.2f}" for n in ("war", "uar", "macro_f1")))
     console.print(table)
-    recalls = Table("class", "recall %", title="recall by class")
+    recalls = Table("class", "recall %")
     for name, value in report["recalls"].items():
         recalls.add_row(name, "none" if value != value else f"{100 * value:.2f}")
     console.print(recalls)

@@ -201,7 +201,8 @@ def _show(console: Any, target: "np.ndarray", predicted: "np.ndarray", spec: "Fr
     from pthnet.metrics import bootstrap_interval, scores
 
     found = scores(target, predicted, len(spec.classes))
-    table = Table(title=f"{spec.model}, {spec.head}: {len(target)} labelled samples")
+    console.print(f"{spec.model}, {spec.head}: {len(target)} labelled samples", highlight=False)
+    table = Table()
     for name in ("score", "%", "95 % interval"):
         table.add_column(name, justify="left" if name == "score" else "right")
     for name in ("war", "uar", "macro_f1"):

@@ -84,7 +84,7 @@ def test_coarse_and_negative_are_trained_combined_and_submitted(drawn, tmp_path,
             np.testing.assert_allclose(one[name].to_numpy(), two[name].to_numpy(), atol=1e-4)
         else:
             assert one[name].equals(two[name])
-    assert "labelled samples" in capsys.readouterr().out
+    assert "labelled samples" in capsys.readouterr().out.replace("\n", " ")
     assert len((tmp_path / "sub/predictions.txt").read_text().splitlines()) == 51
 
 
