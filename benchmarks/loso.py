@@ -84,12 +84,13 @@ def main() -> None:
     arguments.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of the stacked arm"
     )
+    arguments.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the plain arm")
     arguments.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     given = arguments.parse_args()
     images, labels, folds = composite()
     settings = LosoSettings(config=HTNetConfig(dim=given.dim), epochs=given.epochs)
     rounds = [folds[start : start + given.round] for start in range(0, given.folds, given.round)]
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(given.threads)
     _DATA.update(images=images, labels=labels)
     figures: dict[str, list[tuple[float, float]]] = {"plain": [], "stacked": []}
     worst = 0.0
@@ -130,7 +131,7 @@ def _write(given: argparse.Namespace, figures: dict[str, list[tuple[float, float
     lines = [
         f"## dim {given.dim}, {min(given.folds, 68)} folds of 442 samples, {given.epochs} epochs each, {where}",
         "",
-        f"{len(os.sched_getaffinity(0))} cores; plain with as many threads, stacked with {given.workers} processes of"
+        f"{len(os.sched_getaffinity(0))} cores; plain with {given.threads} threads, stacked with {given.workers} processes of"
         f" one thread, {given.at_once} folds a stack; float32 products: {route}; PyTorch {torch.__version__}; {rounds}"
         f" alternating rounds; load average {os.getloadavg()[0]:.1f} at the end.",
         "",
@@ -138,6 +139,9 @@ def _write(given: argparse.Namespace, figures: dict[str, list[tuple[float, float
         "|---|---|---|---|",
         *(f"| {name} | {a:.2f} | {b:.2f} | {c:.2f} |" for name, (a, b, c) in rate.items()),
         "| ratio | " + " | ".join(f"{s / p:.1f}" for p, s in zip(rate["plain"], rate["stacked"], strict=True)) + " |",
+        "",
+        "CPU seconds of several threads include their waiting for one another; with one thread and one process they are"
+        " the measure that other programs on the machine disturb least.",
         "",
         f"Largest relative difference of any fold's and epoch's training loss: {worst:.1e}.",
         "",
