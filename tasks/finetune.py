@@ -125,6 +125,8 @@ def fine_tune(
         sums = torch.zeros(5, dtype=torch.float64)  # loss, CE, EC-STFL, hits, samples
         failures: list[str] = []
         steps = schedule.steps(epoch)
+        # what the network draws (stochastic depth) follows from the epoch too, so that a resumed run draws the same
+        torch.manual_seed(1_000_003 * settings.seed + 1009 * epoch + workers.rank)
         module.train()
         for step in range(steps):
             asked = time.perf_counter()
@@ -265,8 +267,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     config
-        loader (object reference), spec, settings, init (state dict to start from, or None), cpus (that make batches for
-        each worker), threads, progress (URI of a JSON file of the history so far, kept by rank 0).
+        loader (object reference), spec, settings, init (state dict to start from, or None), cpus (tasks that make
+        batches for each worker), cpus_each (that Ray sets aside for a task), threads, progress (URI of a JSON file of
+        the history so far, kept by rank 0).
     """
     import json
     import tempfile
@@ -304,7 +307,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             ray.train.report(state.history[-1], checkpoint=ray.train.Checkpoint.from_directory(folder))
         write_atomic(config["progress"], json.dumps(state.history).encode())
 
-    batches = ray_batches(loader, cpus=config["cpus"])
+    batches = ray_batches(loader, cpus=config["cpus"], cpus_each=config["cpus_each"])
     try:
         if state:
             check_settings(state, spec, settings)

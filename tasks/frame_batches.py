@@ -224,7 +224,9 @@ def arrow_batches(held: Any) -> Callable[[pa.Table], Iterator[pa.Table]]:
     return make
 
 
-def ray_batches(loader: FrameLoader, *, cpus: int, ahead_bytes: int = 1 << 30) -> Iterator[FrameBatch]:
+def ray_batches(
+    loader: FrameLoader, *, cpus: int, cpus_each: float = 1.0, ahead_bytes: int = 1 << 30
+) -> Iterator[FrameBatch]:
     """The batches of all pages of a loader's schedule in order, made by Ray Data tasks ahead of the consumer.
 
     One stream runs through all epochs and their validations, so that nothing starts anew between them.
@@ -234,7 +236,9 @@ def ray_batches(loader: FrameLoader, *, cpus: int, ahead_bytes: int = 1 << 30) -
     loader
         Put into the object store once.
     cpus
-        Most CPU cores that make batches at a time.
+        Most tasks that make batches at a time.
+    cpus_each
+        CPUs that Ray sets aside for each of them.
     ahead_bytes
         Most bytes of batches made ahead of the consumer.
     """
@@ -253,7 +257,12 @@ def ray_batches(loader: FrameLoader, *, cpus: int, ahead_bytes: int = 1 << 30) -
     dataset.context.target_max_block_size = 1 << 16
     dataset.context.enable_progress_bars = False
     stream: Any = dataset.map_batches(
-        make, batch_size=1, batch_format="pyarrow", zero_copy_batch=True, compute=TaskPoolStrategy(size=cpus)
+        make,
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=TaskPoolStrategy(size=min(cpus, len(pages))),
+        num_cpus=cpus_each,
     )
     for row in stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
         yield FrameBatch.from_arrow(row)

@@ -240,6 +240,8 @@ def _train(
             f"{workers} workers need as many {'GPU' if gpus else 'CPU'}s; the cluster has {gpus or cpus}"
         )
     spare = max(1, (cpus - workers) // workers)
+    # where no CPU is spare, the tasks that feed the workers get half of each: they would wait for ever else
+    share = 1.0 if cpus > workers else 0.5
     trainer = TorchTrainer(
         cast(Any, train_loop),  # Ray's stubs know no loop that returns something
         train_loop_config={
@@ -248,11 +250,16 @@ def _train(
             "settings": settings,
             "init": start,
             "cpus": spare,
+            "cpus_each": share,
             "threads": 1 if gpus else max(1, cpus // workers - 1),
             "progress": join(folder, "progress.json"),
         },
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": share, **({"GPU": 1} if gpus else {})},
+        ),
         run_config=ray.train.RunConfig(
             name=root.rsplit("/", 1)[-1],
             storage_path=root.rsplit("/", 1)[0],

@@ -158,7 +158,8 @@ def predict(
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=TaskPoolStrategy(size=max(1, cpus - 1)),
+            compute=TaskPoolStrategy(size=min(max(1, cpus - 1), len(pages))),
+            num_cpus=1 if cpus > 1 else 0.5,
         )
         .map_batches(
             FramePredictor,
@@ -167,6 +168,7 @@ def predict(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(size=max(1, gpus)),
+            num_cpus=0.5,
             num_gpus=1 if gpus else 0,
         )
     )

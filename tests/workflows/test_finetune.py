@@ -35,7 +35,7 @@ def drawn(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     ours = not ray.is_initialized()
-    connect(num_cpus=3)
+    connect(num_cpus=2)
     yield
     if ours:
         ray.shutdown()
@@ -48,7 +48,7 @@ def videos(drawn, out, head, **options):
 
 
 def test_coarse_and_negative_are_trained_combined_and_submitted(drawn, tmp_path, capsys):
-    assert videos(drawn, tmp_path, "coarse", workers=2, track=True) == 0  # two workers, DDP
+    assert videos(drawn, tmp_path, "coarse", workers=2, track=True) == 0  # DDP, no CPU to spare
     spec, _, facts = load_frame_model(tmp_path / "swin_s-coarse/model")
     assert spec.classes == ("Neutral", "Happiness", "Surprise", "Other", "Negative")
     assert facts["epoch"] == 1
