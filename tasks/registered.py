@@ -177,11 +177,12 @@ def fetch(tracking_uri: str, model: str) -> Bundle:
         from mlflow.exceptions import MlflowException
 
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(model))
+            # Not the code beside it, some hundred files: it is this code, and a server sends them one by one.
+            folder = Path(mlflow.artifacts.download_artifacts(f"{model}/artifacts"))
         except MlflowException as error:
             where = tracking_uri.split("@")[-1]
             raise ModelError(f"no model {model} at {where}: {str(error).splitlines()[0]}") from error
-    found = sorted(folder.glob("artifacts/*/model.json"))
+    found = sorted(folder.glob("*/model.json"))
     if not found:
         raise ModelError(f"{model} was not registered by `pthnet train`: it holds no model.json")
     return load_bundle(found[0].parent)

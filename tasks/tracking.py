@@ -98,10 +98,12 @@ class Tracker:
         self.client.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in values.items()])
 
     def history(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Per-epoch metrics: every number of the records but `epoch`, which is the step."""
+        """Per-epoch metrics: every number of the records but `epoch`, which is the step; what is there stays."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
+        there = {metric.step for metric in self.client.get_metric_history(run_id, "loss")}
+        records = [record for record in records if record["epoch"] not in there]
         metrics = [
             Metric(key, float(value), now, int(record["epoch"]))
             for record in records
@@ -155,6 +157,7 @@ def quiet() -> None:
     import logging
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is the command's
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

@@ -1,9 +1,10 @@
 """Feature tables and lists of seeded numbers, learnable in a few epochs: what training is tested on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -88,16 +89,16 @@ def write_archive(
     lists.mkdir(parents=True, exist_ok=True)
     if folds:
         for fold in range(folds):
-            write_list(lists / f"set_{fold + 1}_train.txt", ids, lambda i, fold=fold: i // 3 % folds != fold)
-            write_list(lists / f"set_{fold + 1}_test.txt", ids, lambda i, fold=fold: i // 3 % folds == fold)
+            write_list(lists / f"set_{fold + 1}_train.txt", rows, lambda i, fold=fold: i // 3 % folds != fold)
+            write_list(lists / f"set_{fold + 1}_test.txt", rows, lambda i, fold=fold: i // 3 % folds == fold)
     else:
-        write_list(lists / "train.txt", ids, lambda i: i // 3 % 4 != 3)
-        write_list(lists / "test.txt", ids, lambda i: i // 3 % 4 == 3)
+        write_list(lists / "train.txt", rows, lambda i: i // 3 % 4 != 3)
+        write_list(lists / "test.txt", rows, lambda i: i // 3 % 4 == 3)
     return Archive(uri, lists, extractor(dim).id, ids)
 
 
-def write_list(path: Path, ids: Sequence[str], wanted: object) -> None:
-    lines = [f"{clip_id} 30 {index % 3}" for index, clip_id in enumerate(ids) if wanted(index)]  # type: ignore[operator]
+def write_list(path: Path, rows: Sequence[dict[str, Any]], wanted: Callable[[int], bool]) -> None:
+    lines = [f"{row['clip_id']} {row['num_frames']} {index % 3}" for index, row in enumerate(rows) if wanted(index)]
     path.write_text("\n".join(lines) + "\n")
 
 

@@ -118,9 +118,14 @@ def run_fits(
                     states[name] = future.result()
                     display.finish(name, states[name])
                 display.refresh()
-        except BaseException:
+        except BaseException as error:
             for future in waiting:
                 future.cancel()
+            if not isinstance(error, Exception):
+                import ray
+
+                # Interrupted: leave Ray, or the threads would wait for their trainings. Checkpoints stay.
+                ray.shutdown()
             raise
     return {fit.name: states[fit.name] for fit in fits}
 

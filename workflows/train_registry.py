@@ -75,6 +75,8 @@ def register_folds(
     from tasks.registered import register
 
     model = request.model_name or f"pthnet-{data.benchmark.name.lower()}"
+    if before := _registered_before(tracker, parent, model):
+        return before
     wanted = {"none": [], "first": list(results[:1]), "all": list(results)}[request.register]
     made = []
     for result in wanted:
@@ -96,6 +98,20 @@ def register_folds(
         )
         made.append({**asdict(found), "uri": found.uri})
     return made
+
+
+def _registered_before(tracker: "Tracker", parent: str, model: str) -> list[dict[str, Any]]:
+    """What an earlier, finished command of this run registered under the name; a model is not registered twice."""
+    from tasks.registered import CHAMPION, Registered
+
+    made = []
+    for version in tracker.client.search_model_versions(f"name = '{model}'"):
+        if version.run_id == parent and "decision" in version.tags:
+            champion = CHAMPION in tracker.client.get_model_version(model, version.version).aliases
+            reason = version.tags["decision"]
+            found = Registered(name=model, version=str(version.version), champion=champion, reason=reason)
+            made.append({**asdict(found), "uri": found.uri})
+    return sorted(made, key=lambda found: int(found["version"]))
 
 
 def _score_other(

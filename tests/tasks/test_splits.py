@@ -5,7 +5,7 @@ import pytest
 
 from pthnet.benchmarks import find_benchmark, overlap
 from pthnet.errors import ModelError
-from tasks.splits import FoldLists, census, overlap_line
+from tasks.splits import FoldLists, ListedCounts, census, count_line, overlap_line
 
 
 def fold(train: dict[str, int], test: dict[str, int], name: str = "1") -> FoldLists:
@@ -78,3 +78,11 @@ def test_disjoint_lists_need_no_word() -> None:
 def test_a_fold_without_any_extracted_test_clip_is_refused() -> None:
     with pytest.raises(ModelError, match="none of the test clips has features"):
         fold({"a": 0}, {"b": 1}).keep(np.array(["a"]))
+
+
+def test_counts_that_are_not_the_tables_are_said_aloud() -> None:
+    listed = ListedCounts(path="list", unit="high", clip_ids=np.array(["b", "a", "z"]), counts=np.array([5, 3, 9]))
+    line = count_line(listed, np.array(["a", "b", "c"]), np.array([3, 4, 1]))
+    assert line.startswith("list: 1 of 2 clips have another number of windows at the high level than the list says")
+    assert "first: b, listed 5, found 4" in line
+    assert count_line(listed, np.array(["a", "b"]), np.array([3, 5])) == ""
