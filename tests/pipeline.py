@@ -108,21 +108,24 @@ def many(folder: Path, names: list[str], *, frames: int = 6) -> Path:
 
 
 def account(features: Path | str, extractor: str | None = None) -> dict[str, str]:
-    """By clip: "features", or the kind of failure that stands.
+    """By clip: "features", or the kind of failure that stands (of newer content, where there are features too).
 
-    Fails when a clip is in both, when a row is there twice, or when a reader could see part of a clip.
+    Fails when one content is in both, when a row is there twice, or when a reader could see part of a clip.
     """
     extractor = extractor or tiny().id
     table = FeatureTable(str(features))
     keys = table.keys(extractor, times=True)
     rows = list(zip(*(keys[name].to_pylist() for name in ("clip_id", "segment", "content")), strict=True))
     assert len(rows) == len(set(rows)), "a row is in the table twice"
-    done = set(complete(keys)["clip_id"].to_pylist())
+    whole = complete(keys)
+    done = set(whole["clip_id"].to_pylist())
     assert set(table.complete("forward", extractor)) == done, "a reader sees other clips than are complete"
     failed = quarantine.standing(quarantine.read(str(features), extractor), keys)
     kinds = dict(zip(failed["clip_id"].to_pylist(), failed["kind"].to_pylist(), strict=True))
     assert len(kinds) == failed.num_rows, "a clip stands in quarantine twice"
-    assert not done & set(kinds), "a clip is in features and in quarantine"
+    held = set(zip(whole["clip_id"].to_pylist(), whole["content"].to_pylist(), strict=True))
+    stands = set(zip(failed["clip_id"].to_pylist(), failed["content"].to_pylist(), strict=True))
+    assert not held & stands, "a clip is in features and in quarantine"
     return dict.fromkeys(done, "features") | kinds
 
 

@@ -127,6 +127,7 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(
         f"{facts['features']}: version {facts['version']}, {facts['versions']} versions readable, {_bytes(total)}",
         markup=False,
+        soft_wrap=True,
     )
     table = Table(title="extractors", title_justify="left")
     table.add_column("extractor", overflow="fold")
@@ -147,7 +148,7 @@ def _show(facts: dict[str, Any]) -> None:
 def _show_quarantine(console: "Console", extractor: str, kinds: dict[str, Any]) -> None:
     console.print(f"in quarantine by {extractor}", markup=False)
     for kind, found in kinds.items():
-        console.print(f"  {found['clips']} {kind}: {found['remedy']}".rstrip(": "), markup=False)
+        console.print(f"  {found['clips']} {kind}: {found['remedy']}".rstrip(": "), markup=False, soft_wrap=True)
         for row in found["examples"]:
             tries = f", tried {row['attempt']} times" if row["attempt"] > 1 else ""
             console.print(f"    {row['clip_id']}: {row['detail']}{tries}", markup=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def test_a_full_disk_for_copies_is_nobodys_failure_and_says_what_to_do(monkeypat
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(stage, "_pool", lambda *_: Full())
-    with pytest.raises(StorageError, match="no space left for copies of clips in .*; free some or set TMPDIR"):
+    with pytest.raises(StorageError, match=r"no space left for copies of clips in .*; free some or set TMPDIR"):
         decode_rows(planned_rows(("a", "c")), **HOW)
 
 

@@ -42,7 +42,7 @@ def test_auto_precision_is_that_of_the_device_named_not_of_this_machine() -> Non
 
 @pytest.mark.parametrize("given", [{}, {"weights": "w.pth", "random_weights": 0}])
 def test_weights_are_given_in_one_way(given: dict) -> None:
-    with pytest.raises(ModelError, match="give either --weights FILE .* or --random-weights SEED"):
+    with pytest.raises(ModelError, match=r"give either --weights FILE .* or --random-weights SEED"):
         resolve_extractor("tiny", **given)
 
 
