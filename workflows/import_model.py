@@ -7,7 +7,7 @@ import json as json_module
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from tasks.bundle import Bundle
@@ -28,6 +28,7 @@ def import_model(
     backbone: str = "giant",
     weights: str | None = None,
     random_weights: int | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
     licence: str = "that of the published weights",
     tracking_uri: str | None = None,
     out: str = "runs",
@@ -54,6 +55,8 @@ def import_model(
         Or the backbone by its own weights: VideoMAE V2 giant in the published work.
     random_weights
         Or one drawn from a seed, to try things out.
+    precision
+        Of that backbone: auto is what this machine runs best.
     licence
         What the weights may be used for, kept as a tag.
     tracking_uri
@@ -78,6 +81,7 @@ def import_model(
         backbone=backbone,
         weights=weights,
         random_weights=random_weights,
+        precision=precision,
     )
     done = register_bundle(bundle, name, uri=default_uri(tracking_uri, out), experiment=experiment, licence=licence)
     if json:
@@ -103,6 +107,7 @@ def fused_bundle(
     backbone: str = "giant",
     weights: str | None = None,
     random_weights: int | None = None,
+    precision: str = "auto",
 ) -> "Bundle":
     """The two checkpoints as one model; parameters as in `import_model`.
 
@@ -132,7 +137,7 @@ def fused_bundle(
         raise ModelError(f"forward and reverse read features of different sizes: {sorted(sizes)}")
     if not 0 <= mu <= 1:
         raise ModelError(f"mu is a weight in [0, 1], not {mu}; the published one is 0.7")
-    spec, extractor_id = _extractor(features, extractor, backbone, weights, random_weights)
+    spec, extractor_id = _extractor(features, extractor, backbone, weights, random_weights, precision)
     if spec and spec["config"]["dim"] not in sizes:
         raise ModelError(
             f"the networks read {sizes.pop()} numbers a window, {extractor_id} makes {spec['config']['dim']}; "
@@ -190,7 +195,12 @@ def _class_names(benchmark: str | None, classes: str | None) -> tuple[str, ...]:
 
 
 def _extractor(
-    features: str | None, extractor: str | None, backbone: str, weights: str | None, random_weights: int | None
+    features: str | None,
+    extractor: str | None,
+    backbone: str,
+    weights: str | None,
+    random_weights: int | None,
+    precision: str,
 ) -> tuple[dict[str, Any], str]:
     """Specification and id of the extractor: a table's, the one of the weights named, or unknown."""
     from pthnet.errors import ModelError
@@ -208,7 +218,7 @@ def _extractor(
         return {}, ""
     from tasks.resolve import resolve_extractor
 
-    found = resolve_extractor(backbone, weights=weights, random_weights=random_weights)
+    found = resolve_extractor(backbone, weights=weights, random_weights=random_weights, precision=precision)
     return json_module.loads(found.to_json()), found.id
 
 

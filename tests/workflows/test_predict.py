@@ -128,7 +128,11 @@ def test_chunks_change_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.
     )
     for name in ("clips", "windows"):
         for one, other in zip(rows(tmp_path, name), rows(place / "out", name), strict=True):
-            assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+            numbers = [name for name, value in one.items() if isinstance(value, float)]
+            assert [one[name] for name in numbers] == pytest.approx([other[name] for name in numbers], abs=1e-5)
+            assert {k: v for k, v in one.items() if k not in numbers} == {
+                k: v for k, v in other.items() if k not in numbers
+            }
 
 
 def test_the_command_line_answers_with_json_and_its_exit_codes(
