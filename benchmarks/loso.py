@@ -131,7 +131,7 @@ def _write(given: argparse.Namespace, figures: dict[str, list[tuple[float, float
     lines = [
         f"## dim {given.dim}, {min(given.folds, 68)} folds of 442 samples, {given.epochs} epochs each, {where}",
         "",
-        f"{len(os.sched_getaffinity(0))} cores; plain with {given.threads} threads, stacked with {given.workers} processes"
+        f"{os.cpu_count()} cores; plain with {given.threads} threads, stacked with {given.workers} processes"
         f" of one thread, {given.at_once} folds a stack; float32 products: {route}; PyTorch {torch.__version__};"
         f" {rounds} alternating rounds; load average {os.getloadavg()[0]:.1f} at the end.",
         "",
