@@ -148,7 +148,9 @@ class FaultyProxy:
         stall_seconds: float = 0.5,
         limit: int | None = None,
     ) -> None:
-        host, _, port = target.removeprefix("http://").partition(":")
+        # Workers of a running Ray keep the endpoint they were started with, so all of these may be changed on the way.
+        self.target, self.rate, self.faults, self.only = target, rate, faults, only
+        self.stall_seconds, self.limit = stall_seconds, limit
         generator = random.Random(seed)
         lock = threading.Lock()
         proxy = self
@@ -168,8 +170,9 @@ class FaultyProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with lock:
                     proxy.requests += 1
-                    fault = generator.choice(faults) if self.command in only and generator.random() < rate else None
-                    fault = fault if limit is None or proxy.injected < limit else None
+                    hit = self.command in proxy.only and generator.random() < proxy.rate
+                    fault = generator.choice(proxy.faults) if hit else None
+                    fault = fault if proxy.limit is None or proxy.injected < proxy.limit else None
                     proxy.injected += fault is not None
                 if fault == "unavailable":
                     self.send_response(503)
@@ -189,7 +192,8 @@ class FaultyProxy:
                     self.close_connection = True
                     return
                 if fault == "stall":
-                    time.sleep(stall_seconds)
+                    time.sleep(proxy.stall_seconds)
+                host, _, port = proxy.target.removeprefix("http://").partition(":")
                 upstream = http.client.HTTPConnection(host, int(port), timeout=30)
                 try:
                     upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

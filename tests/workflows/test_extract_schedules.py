@@ -1,0 +1,218 @@
+"""Random schedules of what happens to an archive and to its runs, against a model of the table.
+
+The parts of extraction that need no Ray: plan, cut, write, commit. A run may be killed at any of its commits.
+"""
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from storage import maintenance, quarantine
+from storage.clips import CLIPS
+from storage.commits import committed
+from storage.errors import FencedOut
+from storage.features import FeatureTable
+from storage.runs import new_run_id
+from tasks.commit import Committer
+from tasks.extract import ExtractFeatures
+from tasks.segments import begun, cut, without_done
+from tasks.shard import write_rows
+from tests.pipeline import account, decoded_rows, null
+from workflows.extract import Settings, planned
+
+STAGE = ExtractFeatures(null(), measure=False)
+APP = f"pthnet/{null().id}"
+LONG, SEGMENT = 150, 64
+NAMES = st.sampled_from(["a", "b", "c d", "ü/long", "e/long"])
+DEATHS = st.sampled_from(["before the write", "before the commit", "between", "after the commit"])
+
+
+class Killed(BaseException):
+    """The driver is gone."""
+
+
+@dataclass
+class Clip:
+    """A file of the archive, as it is now."""
+
+    content: str
+    good: bool
+
+
+class Archive(RuleBasedStateMachine):
+    """An archive, its runs, and what the table must hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uri = tempfile.mkdtemp(prefix="schedules-")
+        self.clips: dict[str, Clip] = {}
+        self.written = 0
+        self.rows: set[tuple[str, int, str]] = set()  # (clip, segment, content) that are committed
+        self.tries: Counter[tuple[str, str]] = Counter()  # (clip, content) -> failures that are committed
+        self.settled = False  # whether the last run ended and nothing happened since
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.uri)
+
+    @rule(name=NAMES, good=st.booleans())
+    def write_clip(self, name: str, good: bool) -> None:
+        """Add a clip, or change one."""
+        self.written += 1
+        self.clips[name] = Clip(f"v{self.written}", good)
+        self.settled = False
+
+    @precondition(lambda self: self.clips)
+    @rule(data=st.data())
+    def remove_clip(self, data: st.DataObject) -> None:
+        del self.clips[data.draw(st.sampled_from(sorted(self.clips)))]
+
+    @precondition(lambda self: self.clips)
+    @rule()
+    def run_to_its_end(self) -> None:
+        self._run()
+        self.settled = True
+        self._run()
+
+    @precondition(lambda self: self.clips)
+    @rule(at=st.integers(0, 3), death=DEATHS)
+    def run_that_is_killed(self, at: int, death: str) -> None:
+        try:
+            self._run(at, death)
+        except Killed:
+            self.settled = False
+
+    @precondition(lambda self: self.clips)
+    @rule()
+    def try_failures_again(self) -> None:
+        before = sum(self.tries.values())
+        standing = sum(not clip.good and self.tries[name, clip.content] > 0 for name, clip in self.clips.items())
+        self._run(retry=True)
+        assert sum(self.tries.values()) >= before + standing
+        self.settled = True
+
+    @precondition(lambda self: self.clips)
+    @rule()
+    def run_that_another_overtakes(self) -> None:
+        plan = self._plan()
+        self._run()
+        if len(plan):
+            with pytest.raises(FencedOut):
+                self._commit_all(*plan)
+        self.settled = True
+
+    @precondition(lambda self: self.rows)
+    @rule(drop=st.booleans())
+    def tidy(self, drop: bool) -> None:
+        maintenance.compact(self.uri)
+        if drop:
+            maintenance.drop_stale(self.uri)
+            kept = FeatureTable(self.uri).keys(null().id)
+            left = set(zip(*(kept[name].to_pylist() for name in ("clip_id", "segment", "content")), strict=True))
+            newest = {
+                name: max((c for n, _, c in self.rows if n == name), key=lambda c: int(c[1:])) for name, *_ in left
+            }
+            assert {row for row in self.rows if row[2] == newest.get(row[0])} <= left <= self.rows
+            self.rows = left
+        maintenance.vacuum(self.uri, grace_hours=0)
+
+    def _plan(self, retry: bool = False) -> tuple[int, pa.Table, dict[tuple[str, int], int]] | tuple[()]:
+        clips = pa.Table.from_pylist(
+            [
+                {"clip_id": name, "uri": name, "kind": "video", "content": clip.content, "size": 1}
+                for name, clip in sorted(self.clips.items())
+            ],
+            schema=CLIPS,
+        )
+        base = committed(self.uri, APP)
+        todo = planned(clips, self.uri, null(), Settings(retry_quarantined=retry)).todo
+        if not todo.num_rows:
+            return ()
+        long = [name.endswith("long") for name in todo["clip_id"].to_pylist()]
+        probed = todo.append_column("num_frames", pa.array([LONG * flag for flag in long], pa.int64()))
+        probed = probed.append_column("segment_frames", pa.array([SEGMENT * flag for flag in long], pa.int64()))
+        keys = FeatureTable(self.uri).keys(null().id)
+        return base, without_done(cut(probed), keys, null().id), begun(todo, keys)
+
+    def _run(self, at: int | None = None, death: str = "", retry: bool = False) -> None:
+        plan = self._plan(retry)
+        if self.settled and not retry:
+            assert not plan, "a run after one that ended well found something to do"
+        if plan:
+            self._commit_all(*plan, at=at, death=death)
+
+    def _commit_all(
+        self, base: int, rows: pa.Table, parts: dict[tuple[str, int], int], at: int | None = None, death: str = ""
+    ) -> None:
+        """Every two rows a shard and a commit, with a death on the way."""
+        run_id = new_run_id()
+        committer = Committer(self.uri, APP, base, run_id, parts)
+        failed = {name: "decode_error" for name, clip in self.clips.items() if not clip.good}
+        for number, first in enumerate(range(0, rows.num_rows, 2)):
+            batch = rows.slice(first, 2)
+            now = death if number == at else ""
+            if now == "before the write":
+                raise Killed
+            done = STAGE(decoded_rows(batch, failed=failed))
+            committer.add(write_rows(done, uri=self.uri, extractor_id=null().id, run_id=run_id))
+            if now == "before the commit":
+                raise Killed
+            lost = self._commit(committer, now == "between")
+            for row in batch.to_pylist():
+                if row["clip_id"] not in failed:
+                    self.rows.add((row["clip_id"], row["segment"], row["content"]))
+                elif not lost:
+                    self.tries[row["clip_id"], row["content"]] += 1
+            if lost or now == "after the commit":
+                raise Killed
+        whole = sum(clip.good for name, clip in self.clips.items() if name in set(rows["clip_id"].to_pylist()))
+        assert committer.totals.clips == whole
+        assert sum(committer.totals.failed.values()) == len(set(rows["clip_id"].to_pylist()) & set(failed))
+
+    def _commit(self, committer: Committer, cut_short: bool) -> bool:
+        """Commit; True where the failures were lost on the way."""
+        if not cut_short:
+            committer.commit()
+            return False
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quarantine, "append", _die)
+            try:
+                committer.commit()
+            except Killed:
+                return True
+        return False
+
+    @invariant()
+    def the_table_holds_what_was_committed_and_each_clip_once(self) -> None:
+        keys = FeatureTable(self.uri).keys(null().id)
+        held = set(zip(*(keys[name].to_pylist() for name in ("clip_id", "segment", "content")), strict=True))
+        assert held == self.rows
+        found = account(self.uri, null().id)
+        tried = {key for key, count in self.tries.items() if count}
+        read = quarantine.read(self.uri)
+        assert set(zip(read["clip_id"].to_pylist(), read["content"].to_pylist(), strict=True)) == tried
+        if not self.settled:
+            return
+        for name, clip in self.clips.items():
+            assert found[name] == ("features" if clip.good else "decode_error")
+        loaded = sorted(name for name, clip in self.clips.items() if clip.good)
+        if loaded:
+            contents = [self.clips[name].content for name in loaded]
+            FeatureTable(self.uri).load(loaded, "forward", null().id, contents=contents)
+
+
+def _die(*_: object, **__: object) -> None:
+    raise Killed
+
+
+TestArchive = Archive.TestCase
+TestArchive.settings = settings(
+    max_examples=int(os.environ.get("PTHNET_SCHEDULES", "25")), stateful_step_count=12, deadline=None, derandomize=True
+)
