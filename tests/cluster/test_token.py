@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +30,18 @@ def test_the_token_decides_who_may_submit(tmp_path: Path, free_port: Callable[[]
     plain = {**os.environ, "PATH": path, "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
     holder = {**plain, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     port = free_port()
-    start = [sys.executable, "-c", CLUSTER, str(port), str(free_port()), str(free_port())]
+    agent = free_port()
+    start = [sys.executable, "-c", CLUSTER, str(port), str(free_port()), str(agent)]
     cluster = subprocess.Popen(start, env=holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert cluster.stdin is not None
     assert cluster.stdout is not None
     try:
         assert any(line.strip() == "READY" for line in cluster.stdout)
+        # what the kubelet asks, which holds no token
+        for well in (f"http://127.0.0.2:{agent}/api/local_raylet_healthz", f"http://127.0.0.1:{port}/api/gcs_healthz"):
+            with urllib.request.urlopen(well, timeout=30) as answer:
+                assert answer.status == 200
+
         submit = [sys.executable, "-m", "workflows.cli", "submit", "--address", f"http://127.0.0.1:{port}", "--"]
 
         refused = subprocess.run([*submit, "--version"], env=plain, capture_output=True, text=True, timeout=60)
