@@ -13,6 +13,7 @@ from pthnet.published import export_pthnet
 from tasks.bundle import Bundle
 from tasks.model_source import digest_of, load_model
 from tests import mlflow_servers, servers, videos
+from tests.browser import CHROMIUM, Visit, browser
 from tests.predicted import CLASSES, small_bundle
 from workflows import cli
 
@@ -54,6 +55,29 @@ def ask(address: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
+def look_at_the_run(uri: str) -> None:
+    """MLflow's own page of the run shows its metrics, its figures and the version that came of it."""
+    from pthnet.metrics import METRICS
+    from tasks.figures import confusion_matrix
+    from tasks.tracking import Tracker
+
+    tracker = Tracker(uri, "pthnet")
+    (run,) = tracker.client.search_runs([tracker.experiment_id], "params.mu = '0.7'")
+    tracker.metrics(run.info.run_id, {f"fused_{metric}": 0.5 for metric in METRICS})
+    tracker.figures(run.info.run_id, {"confusion": confusion_matrix(np.arange(3), np.arange(3), CLASSES)})
+    with browser() as opened:
+        visit = Visit(opened)
+        here = f"{uri}/#/experiments/{tracker.experiment_id}/runs/{run.info.run_id}"
+        visit.page.goto(here)
+        visit.page.wait_for_selector("text=fused_uar", timeout=60_000)
+        visit.page.wait_for_selector(f"text={NAME}")
+        visit.page.goto(f"{here}/artifacts/figures/confusion.png")
+        visit.page.wait_for_function(
+            "() => [...document.images].some(image => image.naturalWidth > 400)", timeout=60_000
+        )
+        assert all(url.startswith((uri, "data:", "blob:")) for url in visit.fetched)
+
+
 def test_published_weights_come_in_and_are_promoted_compared_and_rolled_back_on_a_server(
     published: tuple[Path, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +87,8 @@ def test_published_weights_come_in_and_are_promoted_compared_and_rolled_back_on_
         assert bring_in(folder, uri, "--mu", "0.5") == 0
         assert digest_of(load_model(f"models:/{NAME}@champion", uri)) == digest_of(bundle)
         assert load_model(f"models:/{NAME}@candidate", uri).facts["version"] == "2"
+        if CHROMIUM:
+            look_at_the_run(uri)
         assert list((tmp_path / "artifacts").rglob("forward.safetensors")), "the server keeps them, not the client"
         assert not list((tmp_path / "artifacts").rglob("*.pkl"))
         place = ["--tracking-uri", uri]

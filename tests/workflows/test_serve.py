@@ -1,4 +1,4 @@
-"""`pthnet serve` on a real Ray: it answers by features and by video, refuses in words, and loses no request of a crowd."""
+"""`pthnet serve` on a real Ray: it answers by features and by video, refuses in words, and stands a crowd."""
 
 import base64
 import json
