@@ -84,7 +84,7 @@ def run_export(
     held = sorted(table.keys(version=pinned)["extractor"].unique().to_pylist()) if table.exists() else []
     if extractor is None and len(held) == 1:
         extractor = held[0]
-    if extractor not in held:
+    if extractor is None or extractor not in held:
         raise StorageError(
             f"{features} holds features of {', '.join(held) or 'no extractor'}; name one of them with --extractor"
             if held
