@@ -152,24 +152,57 @@ class FrameLoader:
         self, table: pa.Table, index: int, rng: np.random.Generator | None, decoded: dict[str, np.ndarray]
     ) -> np.ndarray:
         """Frames uint8 [T, S, S, 3] of one sample; `decoded` keeps what was read."""
-        uri = table["uri"][index].as_py()
-        wanted = [uri]
-        if is_clips(table):
-            names = _frames_of(uri)
-            if not names:
-                raise ValueError("the folder holds no images")
-            wanted = [files.join(uri, names[n]) for n in snippet_frames(len(names), rng)]
-        for place in wanted:
-            if place not in decoded:
-                decoded[place] = read_image(place)
-        frames = [decoded[place] for place in wanted]
-        if len({frame.shape for frame in frames}) > 1:
-            frames = [resize(frame[None], self.size)[0] for frame in frames]
-        if rng is None or self.augment is None:
-            # frames that repeat are resized once
-            small = {place: resize(decoded[place][None], self.size)[0] for place in set(wanted)}
-            return np.stack([small[place] for place in wanted])
-        return self.augment(np.stack(frames), rng)
+        return read_sample(
+            table["uri"][index].as_py(),
+            self.size,
+            clips=is_clips(table),
+            rng=rng,
+            augment=self.augment,
+            decoded=decoded,
+        )
+
+
+def read_sample(
+    uri: str,
+    size: int,
+    *,
+    clips: bool,
+    rng: np.random.Generator | None = None,
+    augment: Augment | None = None,
+    decoded: dict[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Frames uint8 [T, S, S, 3] of one clip (its folder) or image.
+
+    Parameters
+    ----------
+    rng
+        Draws a clip's frames and the changes of `augment`; None gives evaluation's frames, only resized.
+    decoded
+        Images read before, by URI; what is read now is added.
+
+    Raises
+    ------
+    OSError, ValueError
+        A file cannot be read, is no image, or the folder holds none.
+    """
+    decoded = {} if decoded is None else decoded
+    wanted = [uri]
+    if clips:
+        names = _frames_of(uri)
+        if not names:
+            raise ValueError("the folder holds no images")
+        wanted = [files.join(uri, names[n]) for n in snippet_frames(len(names), rng)]
+    for place in wanted:
+        if place not in decoded:
+            decoded[place] = read_image(place)
+    if rng is None or augment is None:
+        # frames that repeat are resized once
+        small = {place: resize(decoded[place][None], size)[0] for place in set(wanted)}
+        return np.stack([small[place] for place in wanted])
+    frames = [decoded[place] for place in wanted]
+    if len({frame.shape for frame in frames}) > 1:
+        frames = [resize(frame[None], size)[0] for frame in frames]
+    return augment(np.stack(frames), rng)
 
 
 def read_image(uri: str) -> np.ndarray:
@@ -182,7 +215,12 @@ def read_image(uri: str) -> np.ndarray:
     ValueError
         It is no image.
     """
-    data = np.frombuffer(files.read_bytes(uri), np.uint8)
+    return decode_image(files.read_bytes(uri))
+
+
+def decode_image(content: bytes) -> np.ndarray:
+    """An encoded image as uint8 [H, W, 3], RGB; ValueError when it is none."""
+    data = np.frombuffer(content, np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:
         raise ValueError("not a readable image")

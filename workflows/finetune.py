@@ -52,6 +52,7 @@ def finetune(
     tracking_uri: str | None = None,
     experiment: str = "pthnet-frames",
     track: bool = True,
+    register: str | None = None,
     address: str | None = None,
 ) -> int:
     """Train a frame model with its published recipe; options left out keep it.
@@ -92,6 +93,8 @@ def finetune(
         Train workers; one per GPU by default, else one.
     tracking_uri, experiment, track
         MLflow; a SQLite file below --out by default. --no-track leaves it out.
+    register
+        Name in MLflow's registry: it becomes `candidate`, and `champion` when it is better on the same --list-val.
     address
         Ray cluster to run on; starts Ray on this machine by default.
     """
@@ -126,7 +129,10 @@ def finetune(
     show(console, report, spec)
     if track:
         lists = {"list_train": list_train, "list_val": list_val, "root": root or ""}
-        track_run(report, state, folder=folder, out=out, uri=tracking_uri, experiment=experiment, lists=lists)
+        track_run(
+            report, state, loader, spec, folder=folder, out=out, uri=tracking_uri, experiment=experiment,
+            register=register, lists=lists,
+        )  # fmt: skip
     console.print(f"model, predictions and report in {folder}", highlight=False)
     return 0
 

@@ -165,15 +165,20 @@ def show(console: "Console", report: Mapping[str, Any], spec: "FrameModel") -> N
 
 
 def track(
-    report: Mapping[str, Any], state: "FinetuneState", *, folder: str, out: str, uri: str | None, experiment: str,
-    lists: Mapping[str, str],
+    report: Mapping[str, Any], state: "FinetuneState", loader: "FrameLoader", spec: "FrameModel", *, folder: str,
+    out: str, uri: str | None, experiment: str, register: str | None, lists: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Tell MLflow: settings, every epoch, final scores, figures and where the model lies."""
+    """Tell MLflow: settings, every epoch, final scores, figures and the model; register it when a name is given."""
     import hashlib
 
+    from pthnet.frame_weights import DESCRIPTION, WEIGHTS
+    from storage.files import is_s3, join, read_bytes
+    from tasks.registered_frames import list_digest, register_frames
     from tasks.tracking import Tracker, tracking_uri
 
-    tracker = Tracker(tracking_uri(uri, out), experiment)
+    tracker = Tracker(
+        tracking_uri(uri, out), experiment, None if uri or is_s3(out) else f"{Path(out).resolve()}/mlartifacts"
+    )
     key = f"{folder}:{hashlib.sha256(json.dumps(state.settings, sort_keys=True).encode()).hexdigest()[:12]}"
     run = tracker.begin(folder.rstrip("/").rsplit("/", 1)[-1], key, {"pthnet.model": report["model"]["model"]})
     model = {f"model.{name}": value for name, value in report["model"].items()}
@@ -181,6 +186,22 @@ def track(
     tracker.history(run, state.history)
     if "scores" in report:
         tracker.metrics(run, {f"final_{name}": value for name, value in report["scores"].items()})
-    figures: dict[str, Figure] = {"learning": curves(state.history)}
-    tracker.figures(run, figures)
+    tracker.figures(run, {"learning": curves(state.history)})
+    with tempfile.TemporaryDirectory() as place:
+        for name in (WEIGHTS, DESCRIPTION):
+            (Path(place) / name).write_bytes(read_bytes(join(folder, "model", name)))
+        if register and "scores" in report:
+            rows, labels = loader.validation, loader.validation_labels
+            done = register_frames(
+                tracker,
+                run,
+                place,
+                spec,
+                register,
+                scores=report["scores"],
+                data=list_digest(rows, labels, spec.classes),
+            )
+            print(f"registered {done.uri}: {done.reason}")
+        else:
+            tracker.client.log_artifacts(run, place, "model")
     tracker.end(run)

@@ -30,6 +30,7 @@ def frames_predict(
     image_size: int | None = None,
     width: int | None = None,
     depths: str | None = None,
+    tracking_uri: str | None = None,
     address: str | None = None,
 ) -> int:
     """Predict the samples of a list, or every video below a folder, with a frame model.
@@ -37,7 +38,7 @@ def frames_predict(
     Parameters
     ----------
     model
-        The folder model/ that finetune wrote; or, with --weights, r3d_18, resnet18 or swin_s.
+        The folder model/ that finetune wrote, or models:/<name>@champion; with --weights r3d_18, resnet18 or swin_s.
     list_test
         A list of clips or images, or EXPR files; left out, every folder below --root is a video of face images.
     root
@@ -53,6 +54,8 @@ def frames_predict(
         Number of the image that the first label of an EXPR file belongs to, or of a video's first frame.
     batch_size, precision
         Of the forward pass.
+    tracking_uri
+        MLflow whose registry holds the model; finetune/mlflow.db by default.
     address
         Ray cluster to run on; starts Ray on this machine by default.
     """
@@ -81,6 +84,11 @@ def frames_predict(
             model=cast(Any, model), classes=classes_of(known.classes, head), head=head, image_size=image_size,
             width=width, depths=tuple(int(d) for d in depths.split(",")) if depths else None,
         )  # fmt: skip
+    if model.startswith("models:/"):
+        from tasks.registered_frames import fetch_frames
+        from tasks.tracking import tracking_uri as tracked
+
+        model = str(fetch_frames(tracked(tracking_uri, "finetune"), model))
     spec, state = open_frame_model(model, weights=weights, described=described)
     if labels is not None:
         known = label_map(labels)
