@@ -12,6 +12,7 @@ import numpy as np
 from pthnet.errors import ModelError
 from tasks.bundle import Bundle, load_bundle
 from tasks.champion import CANDIDATE, CHAMPION, judge, settle
+from tasks.model_card import CARD, model_card
 from tasks.tracking import Tracker, at
 
 __all__ = ["CANDIDATE", "CHAMPION", "Registered", "fetch", "input_example", "log_version", "register"]
@@ -141,6 +142,8 @@ def log_version(
 ) -> str:
     """Log the folder as a model of the run, register it with these tags as the `candidate`; returns the version."""
     root = Path(__file__).resolve().parent.parent
+    card = model_card(bundle, tags)
+    (Path(folder) / CARD).write_text(card)
     with at(tracker.uri):
         import mlflow
 
@@ -155,6 +158,7 @@ def log_version(
                 pip_requirements=requirements(),
             )
         version = str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
+    tracker.client.update_model_version(name, version, card)
     tracker.client.set_registered_model_alias(name, CANDIDATE, version)
     return version
 

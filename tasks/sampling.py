@@ -6,7 +6,7 @@ worker keeps the rows of its shard. So the worker count changes nothing, and an 
 Shapes: B clips of the shard, G clips of the global batch, D feature size, T slots.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,12 +60,6 @@ def epoch_order(rows: np.ndarray, labels: np.ndarray, balanced: bool, *key: int)
     counts = np.bincount(labels)
     weight = 1.0 / counts[labels]
     return rows[rng.choice(len(rows), size=len(rows), p=weight / weight.sum())]
-
-
-def batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Consecutive batches; the last may be smaller."""
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 class DeviceTable:

@@ -17,7 +17,7 @@ from pthnet.pth_net import PTHNet
 from tasks.checkpoints import TrainState, load_state, save_state
 from tasks.evaluate import logits_of
 from tasks.feature_set import FeatureSet, Split
-from tasks.sampling import DeviceTable, Shard, batches, epoch_order, generator_for
+from tasks.sampling import DeviceTable, Shard, epoch_order, generator_for
 from tasks.shard_loss import ModelWithLoss, inverse_frequency
 from tasks.train_settings import TrainSettings
 
@@ -158,16 +158,15 @@ def _train_epoch(
     order = epoch_order(split.train, features.labels[split.train], settings.balanced, settings.seed, epoch, 0)
     drops = [part for part in model.modules() if hasattr(part, "draws")] if settings.model.drop_path else []
     sums = torch.zeros(6, device=device)
-    for chosen in batches(order, settings.batch):
-        rows = torch.from_numpy(chosen).to(device, non_blocking=True)
-        mine = shard.slice(len(chosen))
+    for rows in torch.from_numpy(order).to(device).split(settings.batch):
+        mine = shard.slice(len(rows))
         keep = mine if mine.stop > mine.start else slice(0, 1)  # an empty shard still takes part in DDP's reductions
         pyramid = table.pyramid(rows, settings.levels, generator=generator, noise=settings.noise, keep=keep)
         if drops:
-            draws = torch.rand((len(drops), len(chosen), len(settings.levels)), generator=generator, device=device)
+            draws = torch.rand((len(drops), len(rows), len(settings.levels)), generator=generator, device=device)
             for part, drawn in zip(drops, draws, strict=True):
                 part.draws = drawn[keep]
-        loss, share = module(pyramid, table.labels[rows[keep]], len(chosen))
+        loss, share = module(pyramid, table.labels[rows[keep]], len(rows))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -247,12 +246,6 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     settings: TrainSettings = config["settings"]
     device = get_device()
 
-    state = None
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            state = load_state(directory)
-
     def wrap(module: nn.Module) -> nn.Module:
         return prepare_model(module, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
 
@@ -267,7 +260,11 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     table = DeviceTable(features, device)
+    state = None
     try:
+        if (checkpoint := ray.train.get_checkpoint()) is not None:
+            with checkpoint.as_directory() as directory:
+                state = load_state(directory)
         final = train(
             features, config["split"], settings, table=table, shard=shard, wrap=wrap, state=state, on_epoch=on_epoch
         )

@@ -105,8 +105,13 @@ def run_fits(
     ------
     ModelError, ClusterError
     """
+    import ray
+
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    if len(ray.nodes()) == 1:
+        # It watches for nodes being taken away: a process a training that a single node does not need.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     states: dict[str, TrainState] = {}
     with ThreadPoolExecutor(plan.at_once) as pool, _Display(fits, folder, console) as display:
         waiting = {pool.submit(_fit, fit, plan, folder, max_failures): fit.name for fit in fits}
@@ -122,8 +127,6 @@ def run_fits(
             for future in waiting:
                 future.cancel()
             if not isinstance(error, Exception):
-                import ray
-
                 # Interrupted: leave Ray, or the threads would wait for their trainings. Checkpoints stay.
                 ray.shutdown()
             raise

@@ -1,9 +1,19 @@
 """How trainings share a cluster."""
 
+import io
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
+from rich.console import Console
 
 from cluster.errors import ClusterError
-from workflows.fits import FitPlan, plan_fits
+from pthnet.pth_net import PTHNetConfig
+from tasks.checkpoints import TrainState
+from tasks.feature_set import Split
+from tasks.train_settings import TrainSettings
+from workflows.fits import Fit, FitPlan, _Display, plan_fits
 
 
 @pytest.mark.parametrize(
@@ -37,3 +47,31 @@ def test_more_workers_than_devices_are_refused() -> None:
         plan_fits(2, {"CPU": 8, "GPU": 1}, 4)
     with pytest.raises(ClusterError, match="neither a CPU nor a GPU"):
         plan_fits(2, {})
+
+
+def _fits() -> list[Fit]:
+    none = np.arange(0)
+    settings = TrainSettings(model=PTHNetConfig(in_dim=16, dim=16, mlp_dim=16), epochs=8)
+    split = Split(fold="1", train=none, validation=none, test=none)
+    return [Fit(name=f"fold-1-{way}", features=None, split=split, settings=settings) for way in ("forward", "reverse")]
+
+
+def test_one_display_shows_all_trainings_from_what_their_workers_wrote(tmp_path: Path) -> None:
+    record = {"epoch": 3, "epochs": 8, "loss": 0.5, "test_uar": 0.4321, "clips_per_s": 1234.0}
+    (tmp_path / "fold-1-forward").mkdir()
+    (tmp_path / "fold-1-forward" / "progress.json").write_text(json.dumps(record))
+    screen = io.StringIO()
+    with _Display(_fits(), str(tmp_path), Console(file=screen, force_terminal=True, width=120)) as display:
+        display.refresh()
+        display.finish("fold-1-reverse", TrainState(epoch=8, history=[{**record, "epoch": 8}]))
+    shown = screen.getvalue()
+    assert "3/8" in shown
+    assert "8/8" in shown
+    assert "loss 0.5000  test UAR 43.21  1,234 clips/s" in shown
+
+
+def test_without_a_terminal_a_training_is_one_line(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with _Display(_fits(), str(tmp_path), Console(file=screen, width=60)) as display:
+        display.finish("fold-1-forward", TrainState(epoch=8, history=[{"epoch": 8, "loss": 0.25, "clips_per_s": 10.0}]))
+    assert screen.getvalue().strip() == "trained fold-1-forward: 8 epochs, loss 0.2500  10 clips/s"

@@ -178,15 +178,12 @@ def test_a_run_name_is_not_shared_by_two_studies(study: TrainResult, archive: Ar
 
 
 def _wait_for_epoch(progress: str, epoch: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 150
-    while time.monotonic() < deadline:
-        if files.size_of(progress) and json.loads(files.read_bytes(progress))["epoch"] >= epoch:
-            return
+    while not files.size_of(progress) or json.loads(files.read_bytes(progress))["epoch"] < epoch:
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.05)
-    raise AssertionError(f"epoch {epoch} was never reached")
 
 
+@pytest.mark.timeout(600)  # five starts of a Ray Train worker group, which a busy machine makes slow
 def test_killing_a_worker_and_the_driver_changes_no_bit_of_the_weights(
     study: TrainResult, archive: Archive, ray_cluster: str, bucket: str, tmp_path: Path
 ) -> None:
