@@ -5,8 +5,7 @@ Runs in a worker process of its own: what a damaged video does to its decoder st
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -156,7 +155,7 @@ def _save_jpeg(picture: np.ndarray, path: Path) -> None:
     write_atomic(str(path), packed.getvalue())
 
 
-def illustrate_all(jobs: list[PictureJob], *, workers: int, told: "object" = None) -> list[Pictures]:
+def illustrate_all(jobs: list[PictureJob], *, workers: int, told: Callable[[], None] = lambda: None) -> list[Pictures]:
     """Illustrate many clips side by side; a worker that dies or hangs costs its own clip only.
 
     Parameters
@@ -165,7 +164,7 @@ def illustrate_all(jobs: list[PictureJob], *, workers: int, told: "object" = Non
         Clips.
     workers
         Processes.
-    told : callable, optional
+    told
         Called after each clip.
     """
     from multiprocessing import get_context
@@ -181,16 +180,18 @@ def illustrate_all(jobs: list[PictureJob], *, workers: int, told: "object" = Non
             results[index] = illustrate(job)
     if waiting:
         # Spawned, not forked: this process may hold Ray's and torch's threads.
-        with ProcessPool(max_workers=max(1, min(workers, len(waiting))), context=get_context("spawn")) as pool:
+        pool = ProcessPool(max_workers=max(1, min(workers, len(waiting))), context=get_context("spawn"))
+        try:
             futures = {i: pool.schedule(illustrate, args=(job,), timeout=_patience(job)) for i, job in waiting.items()}
             for index, future in futures.items():
                 try:
                     results[index] = future.result()
                 except (ProcessExpired, TimeoutError) as error:
                     results[index] = Pictures(problem=f"drawing it failed: {type(error).__name__} {error}".strip())
-                if callable(told):
-                    with suppress(BrokenPipeError):
-                        told()
+                told()
+        finally:
+            pool.stop()  # all is done, or we were interrupted
+            pool.join()
     return [results[index] for index in range(len(jobs))]
 
 

@@ -85,15 +85,17 @@ def extractor_of(bundle: Bundle) -> Extractor:
 
 
 def backbone_weights(bundle: Bundle, extractor: Extractor, given: str | None = None) -> str | None:
-    """Where the backbone's weights lie: the file given, the model's copy, the place it remembers; None to draw them.
+    """Where the backbone's weights lie: the file given, PTHNET_WEIGHTS, the model's copy, the place it remembers.
+
+    None: they are drawn from the extractor's seed.
 
     Raises
     ------
     ModelError
         When nothing says where they are.
     """
-    if given is not None:
-        return given
+    if named := given or os.environ.get("PTHNET_WEIGHTS"):
+        return named
     own = bundle.folder / BACKBONE if bundle.folder else None
     if own is not None and own.exists():
         return str(own)
@@ -105,7 +107,7 @@ def backbone_weights(bundle: Bundle, extractor: Extractor, given: str | None = N
     gone = f"they were at {remembered}, which is not there any more" if remembered else "the model does not say where"
     raise ModelError(
         f"the model needs the weights of {extractor.backbone} (sha256 {extractor.weights[:8]}...) and {gone}; "
-        "give --weights FILE"
+        "give --weights FILE or set PTHNET_WEIGHTS"
     )
 
 

@@ -117,8 +117,13 @@ def _lines(axes: Any, track: Track, values: np.ndarray, shown: np.ndarray) -> No
 
 
 def _contributions(axes: Any, track: Track) -> None:
-    values = np.nan_to_num(track.contribution)
-    times, wide = _at(track, track.centres), _at(track, np.array([3.2]))[0]
+    values, frames = np.nan_to_num(track.contribution), track.centres
+    every = -(-len(values) // MOST_POINTS)
+    if every > 1:  # of a long video, the window that says most in each stretch
+        stretches = np.arange(0, len(values), every)
+        strongest = [start + int(np.abs(values[start : start + every]).argmax()) for start in stretches]
+        values, frames = values[strongest], frames[strongest]
+    times, wide = _at(track, frames), _at(track, np.array([3.2 * every]))[0]
     axes.bar(times, values, width=wide, color=np.where(values >= 0, "#2f7d4f", "#b3402e"))
     axes.axhline(0, color=FAINT, linewidth=0.6)
     most = max(float(np.abs(values).max()), 0.01)

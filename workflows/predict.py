@@ -202,6 +202,7 @@ def run_prediction(
     """
     from dataclasses import replace
 
+    from pthnet.errors import ModelError
     from tasks.model_source import digest_of, load_model
     from workflows import extract
     from workflows.predict_pictures import Wanted, illustrate_clips, write_report
@@ -209,6 +210,8 @@ def run_prediction(
     settings = settings or extract.Settings()
     wanted = Wanted() if pictures is None else pictures
     clock = _Clock()
+    if str(out).startswith("s3:"):
+        raise ModelError(f"--out is a local folder, not {out}: pages and videos are looked at there")
     out = Path(out)
     bundle = load_model(model, tracking_uri) if isinstance(model, str) else model
     table = features or str(out / "features")

@@ -10,8 +10,9 @@ import pytest
 
 from tasks.illustrate import PictureJob, illustrate, illustrate_all
 from tasks.overlay import Painter, sprite
+from tasks.timeline import save_timeline
 from tasks.track import Track, track_of
-from tests import videos
+from tests import servers, videos
 from tests.predicted import small_bundle, some_scores
 
 
@@ -21,8 +22,8 @@ def track(frames: int, classes: tuple[str, ...] = ("Happy", "Sad", "Neutral")) -
 
 
 def job(path: Path, out: Path, frames: int, **options: object) -> PictureJob:
-    settings = {"kind": "video", "content": "c", "folder": str(out), "model": "m", **options}
-    return PictureJob(track=track(frames), uri=str(path), **settings)  # type: ignore[arg-type]
+    settings = {"uri": str(path), "kind": "video", "content": "c", "folder": str(out), "model": "m", **options}
+    return PictureJob(track=track(frames), **settings)  # type: ignore[arg-type]
 
 
 def read(path: Path) -> tuple[np.ndarray, Fraction]:
@@ -64,6 +65,18 @@ def test_odd_sides_grow_by_one_as_h264_needs_and_folders_of_frames_play_too(tmp_
     made = illustrate(job(tmp_path / "frames", tmp_path / "out", 18, kind="frames"))
     frames, rate = read(tmp_path / "out" / made.overlay)
     assert (frames.shape[1:3], len(frames), rate) == ((96, 64), 18, 25)
+
+
+def test_a_clip_on_s3_gets_its_pictures_too(tmp_path: Path, moto: servers.S3Server) -> None:
+    bucket = moto.bucket()
+    moto.put(bucket, "clips/a.mp4", videos.encode(tmp_path / "a.mp4", frames=20).read_bytes())
+    made = illustrate(job(Path("unused"), tmp_path / "out", 20, uri=f"s3://{bucket}/clips/a.mp4"))
+    assert (made.problem, bool(made.overlay), bool(made.timeline)) == ("", True, True)
+
+
+def test_a_two_hour_video_has_a_timeline(tmp_path: Path) -> None:
+    save_timeline(track(20_000), [], tmp_path / "long.png")
+    assert (tmp_path / "long.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (64, 40), (720, 1280)])
