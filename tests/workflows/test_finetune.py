@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -19,7 +18,7 @@ from tasks.frame_lists import read_frames
 from tasks.frame_tables import prediction_table, write_table
 from workflows.cascade import cascade
 from workflows.finetune import finetune
-from workflows.frames_predict import frames_predict, nearest
+from workflows.frames_predict import frames_predict
 from workflows.synth_frames import synth_frames
 
 SIZES = {"image_size": 56, "width": 12, "depths": "1,1"}
@@ -105,29 +104,6 @@ def test_clips_are_trained_resumed_and_read_back(drawn, tmp_path, capsys):
     assert sorted((tmp_path / "r3d_18-all").glob("checkpoint_*")) == checkpoints
     with pytest.raises(ModelError, match=r"other settings \(lr\)"):
         finetune(epochs=2, lr=0.5, **given)
-
-
-def test_windows_of_two_pth_nets_are_combined(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    for name, classes in (("coarse", ("Calm", "Bad")), ("fine", ("Sad", "Angry"))):
-        p = rng.dirichlet(np.ones(2), 20)
-        columns = {"clip": ["v"] * 12 + ["w"] * 8, "start": [*range(0, 48, 4), *range(0, 32, 4)]}
-        columns |= {f"p_{c}": p[:, i] for i, c in enumerate(classes)}
-        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
-    tables = [str(tmp_path / f"{name}.parquet") for name in ("coarse", "fine")]
-    assert cascade(*tables, group="Bad", out=str(tmp_path / "out")) == 0
-    found = pq.read_table(tmp_path / "out/predictions.parquet")
-    assert found.column_names == ["video", "start", "label", "predicted", "p_Calm", "p_Sad", "p_Angry"]
-    assert not (tmp_path / "out/submission").exists()
-    assert "without labels nothing is scored" in capsys.readouterr().out
-    with pytest.raises(ModelError, match="no class 'Negative'"):
-        cascade(*tables, out=str(tmp_path / "out"))
-
-
-def test_frames_without_a_face_take_the_nearest_one_of_their_own_video():
-    videos = np.array(list("aaaaabbb"))
-    seen = np.array([0, 1, 0, 0, 1, 0, 0, 0], bool)
-    assert nearest(videos, seen).tolist() == [1, 1, 1, 4, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
