@@ -1,6 +1,8 @@
 """Makers of test videos: codecs, rotation, odd sizes, uneven timing, and every kind of damage."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,7 @@ def encode(
     name, pix_fmt, options = ENCODERS[codec]
     path.parent.mkdir(parents=True, exist_ok=True)
     flags = {"movflags": "faststart"} if faststart and path.suffix in (".mp4", ".mov") else {}
-    with av.open(str(path), "w", options=flags) as container:
+    with _usual_scheduling(), av.open(str(path), "w", options=flags) as container:
         stream: Any = container.add_stream(name, rate=fps)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -86,6 +88,16 @@ def encode(
     if rotation:
         _write_display_matrix(path, rotation)
     return path
+
+
+@contextmanager
+def _usual_scheduling() -> Iterator[None]:
+    """Run as root, the AV1 encoder makes the calling thread real-time, and with it every process started later."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def _write_display_matrix(path: Path, rotation: int) -> None:
