@@ -4,7 +4,9 @@ One row in is one row out; a segment that cannot be decoded leaves as a row whos
 """
 
 import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +87,12 @@ def decode_rows(
             "and run the same command again, what is committed is kept"
         ) from error
     return attach(rows, decoded, [request.first for request in requests])
+
+
+def one_by_one(rows: pa.Table, *, decode: Callable[..., pa.Table], **how: Any) -> Iterator[pa.Table]:
+    """Decode a block of segments row by row, so that a task never holds the frames of all of them."""
+    for row in range(rows.num_rows):
+        yield decode(rows.slice(row, 1), **how)
 
 
 def _request(row: dict, size: tuple[int, int] | None, whole_limit: int, tail: str) -> DecodeRequest:

@@ -48,6 +48,10 @@ class SegmentLimits:
         per_frame = max(width * height * 3, 1)
         return max(min(self.frames, self.bytes // per_frame), 4 * WINDOW)
 
+    def bytes_at(self, image_size: int | None) -> int:
+        """Most bytes of decoded frames in a segment, of this side or (None) in native size."""
+        return self.bytes if image_size is None else self.frames * image_size**2 * 3
+
 
 def probe_rows(clips: pa.Table, limits: SegmentLimits, image_size: int | None) -> pa.Table:
     """Add num_frames and segment_frames to planned clips: both 0 where the whole clip is one segment.

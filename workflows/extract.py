@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 DECODE_MEMORY = 512 << 20  # bytes a node must have left for each decoder and its frames
+BLOCK_BYTES = 64 << 20  # frames that a decode task hands on at once
+BATCHES_AHEAD = 3  # decoded batches that may lie ready for each forward actor
 WHOLE_MARGIN = 4  # a clip decoded whole may hold this many times the frames its header led us to expect
 
 
@@ -276,7 +278,7 @@ def _pipeline(
     from cluster.connect import connect, smallest_node
     from cluster.pools import pool_options, pool_sizes
     from pthnet.pixels import shipped_size
-    from tasks.decode_rows import decode_rows
+    from tasks.decode_rows import decode_rows, one_by_one
     from tasks.extract import ExtractFeatures
     from tasks.segments import SegmentLimits, blocks, cut, probe_rows, whole_rows, without_done
 
@@ -300,12 +302,14 @@ def _pipeline(
     else:
         probed = whole_rows(todo)
     segments = without_done(cut(probed), table.keys(extractor.id), extractor.id)
+    ahead = BATCHES_AHEAD * pools.gpu_actors * settings.batch_clips * limits.bytes_at(image_size)
 
     rows = (
-        quiet(ray.data.from_arrow(blocks(segments, pools.decode_tasks + pools.gpu_actors)))
+        bounded(quiet(ray.data.from_arrow(blocks(segments, pools.decode_tasks + pools.gpu_actors))), ahead)
         .map_batches(
             partial(
-                decode or decode_rows,
+                one_by_one,
+                decode=decode or decode_rows,
                 image_size=image_size,
                 timeout_s=settings.decode_timeout_s,
                 whole_limit=settings.segment_frames * WHOLE_MARGIN,
@@ -386,6 +390,15 @@ def forward_device(device: str, max_gpus: float | None, address: str | None) -> 
 def forward_threads(resources: dict[str, Any], pools: "Pools") -> int:
     """Threads of a forward actor on CPU: decoding is light, so the actors share all cores of the cluster."""
     return max(1, int(resources.get("CPU", 1)) // pools.gpu_actors)
+
+
+def bounded(dataset: Any, most_bytes: int) -> Any:
+    """Ray Data that decodes no further ahead: a long archive would fill the object store, which never shrinks again."""
+    from ray.data import ExecutionResources
+
+    dataset.context.target_max_block_size = BLOCK_BYTES
+    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=most_bytes)
+    return dataset
 
 
 def quiet(dataset: Any) -> Any:
