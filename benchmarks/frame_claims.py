@@ -159,8 +159,8 @@ def page(
         "",
         f"`python benchmarks/frame_claims.py`: ResNets of three stages and width 12 at 48 pixels, {len(spread)} seeds "
         "(data, weights and order), mean and population deviation over them. "
-        f"Expressions are at least {given.weakest:.0%} strong. Drawn faces are easy and small: these numbers say that the "
-        "pieces work as meant, not how well they do on people.",
+        f"Expressions are at least {given.weakest:.0%} strong. Drawn faces are easy and small: these numbers say that "
+        "the pieces work as meant, not how well they do on people.",
         "",
         f"## EC-STFL: distances of pooled features on the test images ({given.epochs} epochs)",
         "",
