@@ -4,9 +4,9 @@
     python -m benchmarks.train --clips 4096 --rounds 5 --no-loading
 
 Published, written plainly: a sample is three .npy files read by DataLoader workers, levels go through nn.Conv1d one by
-one. Ours is `tasks.train` as `pthnet train` runs it. Both start from the same weights and meet the same clips in the same
-order; epochs alternate in one process, so that a change in the machine's load meets both. Losses of ten steps are compared
-first, without noise (clips this short leave no choice of windows).
+one. Ours is `tasks.train` as `pthnet train` runs it. Both start from the same weights and meet the same clips in the
+same order; epochs alternate in one process, so that a change in the machine's load meets both. Losses of ten steps are
+compared first, without noise (clips this short leave no choice of windows).
 """
 
 import argparse
@@ -221,11 +221,11 @@ def compare(clips: int, rounds: int, workers: int, device: torch.device) -> str:
         "range over rounds",
         "by CPU time",
         "of matmul peak",
-        "mean loss of 10 steps apart by",
+        "mean loss apart by",
     )
     notes = [
-        f"Batch {BATCH}, three levels, {config.in_dim}-d features, one worker, {torch.get_num_threads()} threads; {clips} clips, "
-        f"median of {rounds} alternating rounds, DataLoader with {workers} workers.",
+        f"Batch {BATCH}, three levels, {config.in_dim}-d features, one worker, {torch.get_num_threads()} threads; "
+        f"{clips} clips, median of {rounds} alternating rounds, DataLoader with {workers} workers. Mean loss of ten steps.",
         "",
     ]
     return table("Training throughput", header, rows, notes)
