@@ -146,7 +146,7 @@ def test_pth_net_leaves_subjects_out_on_features(
     assert results["scores"]["full"]["samples"] == 24
     assert results["scores"]["full"]["war"] > 0.6
     assert results["scores"]["full"]["published"] is None
-    lists = tmp_path / "lists"
+    lists = tmp_path / "leaking"
     lists.mkdir()
     for part in ("train", "test"):  # a fold whose subject is on both sides
         (lists / f"set_1_{part}.txt").write_text("".join(f"{name} 16 {r % 3}\n" for r, name in enumerate(names)))
