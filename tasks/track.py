@@ -1,10 +1,12 @@
 """One clip over time: what pictures, overlays and the page draw."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.score import ClipScores
+if TYPE_CHECKING:
+    from tasks.score import ClipScores  # brings torch, which those who only draw do without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Track:
         return (1 - share) * self.fused[after - 1] + share * self.fused[after]
 
 
-def track_of(scores: ClipScores, index: int, classes: tuple[str, ...]) -> Track:
+def track_of(scores: "ClipScores", index: int, classes: tuple[str, ...]) -> Track:
     """The track of clip `index` of the scores; arrays are copies, so that the scores can go."""
     stretch = slice(int(scores.offsets[index]), int(scores.offsets[index + 1]))
     shares = scores.clip["fused"][index]
