@@ -160,6 +160,7 @@ def _report(systems: dict[str, Any], target: "np.ndarray", grouping: "ClassMap",
         interval = bootstrap_interval(target[known], predicted[known], "macro_f1", num_classes=len(grouping.classes))
         report["systems"][name] = {
             "macro_f1": found.macro_f1,
+            "uf1": found.uf1,  # a class that occurs nowhere counts 0
             "interval": [interval.low, interval.high],
             "war": found.war,
             "uar": found.uar,
@@ -207,7 +208,7 @@ def _show(console: Any, report: dict[str, Any]) -> None:
         highlight=False,
     )
     table = Table()
-    for name in ("system", "macro F1 %", "95 % interval", "accuracy %"):
+    for name in ("system", "macro F1 %", "95 % interval, by row", "accuracy %"):
         table.add_column(name, justify="left" if name == "system" else "right")
     for name, found in report["systems"].items():
         low, high = found["interval"]
