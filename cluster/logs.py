@@ -17,6 +17,11 @@ RUN_VARIABLE = "PTHNET_RUN_ID"
 _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """What was passed as `extra`; once imported, Ray adds underscored values of its own to every record."""
+    return {key: value for key, value in vars(record).items() if key not in _KNOWN and not key.startswith("_")}
+
+
 class JsonLines(logging.Formatter):
     """A record as one JSON object: time (UTC), level, run_id, event, and whatever was passed as `extra`."""
 
@@ -26,7 +31,7 @@ class JsonLines(logging.Formatter):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **{key: value for key, value in vars(record).items() if key not in _KNOWN},
+            **_extra(record),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
@@ -38,7 +43,7 @@ class PlainLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, a traceback below it where there is one."""
-        extra = {key: value for key, value in vars(record).items() if key not in _KNOWN and key != "run_id"}
+        extra = {key: value for key, value in _extra(record).items() if key != "run_id"}
         text = " ".join(
             [
                 time.strftime("%H:%M:%S", time.localtime(record.created)),
