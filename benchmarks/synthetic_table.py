@@ -116,7 +116,7 @@ def loading_table(most: int) -> str:
         "peak growth, bytes/clip",
     )
     notes = [
-        f"One direction, {WINDOWS} windows of {DIM} numbers a clip, local disk. Peak growth includes the file being read.",
+        f"One direction, {WINDOWS} windows of {DIM} numbers a clip, local disk. Peak growth holds the file being read.",
         "",
     ]
     return table("Loading a FeatureSet", header, rows, notes)
