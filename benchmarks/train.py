@@ -225,7 +225,7 @@ def compare(clips: int, rounds: int, workers: int, device: torch.device) -> str:
     )
     notes = [
         f"Batch {BATCH}, three levels, {config.in_dim}-d features, one worker, {torch.get_num_threads()} threads; "
-        f"{clips} clips, median of {rounds} alternating rounds, DataLoader with {workers} workers; loss over ten steps.",
+        f"{clips} clips, median of {rounds} alternating rounds, DataLoader with {workers} workers; loss of ten steps.",
         "",
     ]
     return table("Training throughput", header, rows, notes)
