@@ -87,7 +87,7 @@ def loso(
     seed
         Initial weights and batches; the same seed gives the same scores however folds are grouped.
     folds_at_once
-        Folds trained as one stack in a task; measured defaults.
+        Folds trained as one stack in a task; by default two on a CPU, on a GPU what is estimated to fit.
     cpus_per_task, gpus_per_task
         What a task holds; 0.25 lets four tasks share a GPU.
     address

@@ -19,7 +19,7 @@ def synth_micro(
     subjects
         Keep only so many subjects of every data set; 0 keeps all.
     method
-        Optical flow; tvl1 takes about four minutes on one core for the whole set, farneback three seconds.
+        Optical flow; tvl1 takes about three minutes on one core for the whole set, farneback three seconds.
     """
     from pthnet.flow import flow_image
     from storage.errors import StorageError
