@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from storage.errors import StorageError
 from storage.features import FeatureTable
 from storage.runs import read_runs
 from tasks.decode_rows import decode_rows
@@ -157,6 +158,19 @@ def test_a_killed_worker_process_loses_no_clip_and_doubles_none(tmp_path: Path) 
     assert report.done == 41
     assert account(tmp_path / "t") == dict.fromkeys([*names, "killer"], "features")
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
+
+
+def without_space(rows: pa.Table, **_: Any) -> pa.Table:
+    """A machine whose disk is full."""
+    raise StorageError(f"no space left for copies of {rows.num_rows} clips")
+
+
+def test_what_a_user_puts_right_comes_out_of_a_worker_as_it_is(tmp_path: Path) -> None:
+    many(tmp_path / "v", ["a", "b"])
+    with pytest.raises(StorageError, match=r"^no space left for copies of 1 clips$"):
+        extract_all(tmp_path / "v", tmp_path / "t", decode=without_space)
+    assert account(tmp_path / "t") == {}
+    assert extract_all(tmp_path / "v", tmp_path / "t").done == 2
 
 
 def test_a_clip_that_changes_after_planning_is_taken_by_the_next_run(tmp_path: Path) -> None:
