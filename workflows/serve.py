@@ -170,8 +170,8 @@ def application(
             from tasks.model_source import load_model
             from tasks.serving import Scorer
 
-            torch.set_num_threads(max(1, int(options["ray_actor_options"]["num_cpus"])))
             self.bundle = load_model(model, tracking_uri)
+            torch.set_num_threads(max(1, int(options["ray_actor_options"]["num_cpus"]) // len(self.bundle.networks)))
             self.scorer = Scorer(self.bundle, device)
             self.extractor: DirectExtractor | None = None
 
