@@ -6,7 +6,7 @@ again, it extracts and draws only what is missing. Without anything to extract R
 
 import json as json_module
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from tasks.report_page import PageClip
     from workflows.extract import Settings
     from workflows.predict_pictures import Wanted
-
-CHUNK_CLIPS = 512  # clips scored together
-CHUNK_BYTES = 4 << 30  # of their files: bounds the windows of long videos held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +203,7 @@ def run_prediction(
     from tasks.model_source import digest_of, load_model
     from workflows import extract
     from workflows.predict_pictures import Wanted, illustrate_clips, write_report
+    from workflows.predict_score import counted, divided, score_known
 
     settings = settings or extract.Settings()
     wanted = Wanted() if pictures is None else pictures
@@ -221,9 +219,9 @@ def run_prediction(
     out.mkdir(parents=True, exist_ok=True)
     extracted = _extract_missing(clips, table, bundle, weights, settings, address)
     clock.lap("extract")
-    known, refused = _divided(clips, table, bundle.extractor_id)
+    known, refused = divided(clips, table, bundle.extractor_id)
     shown: list[tuple[PageClip, str]] | None = [] if wanted else None
-    counts = _score(known, table, bundle, out, head_device(settings.device), context, evidence, shown)
+    counts = score_known(known, table, bundle, out, head_device(settings.device), context, evidence, shown)
     _write_refused(refused, out)
     clock.lap("score")
     result = PredictionResult(
@@ -234,7 +232,7 @@ def run_prediction(
         features=table,
         classes=list(bundle.classes),
         extracted=extracted,
-        quarantined=_counted(refused["kind"].to_pylist()),
+        quarantined=counted(refused["kind"].to_pylist()),
         seconds=clock.seconds,
         **counts,
     )
@@ -271,8 +269,9 @@ def _extract_missing(
 ) -> int:
     """Extract the clips that lack features; returns how many were done."""
     from workflows import extract
+    from workflows.predict_score import complete_clips
 
-    if not bundle.extractor and _complete(clips, table, bundle.extractor_id).num_rows == clips.num_rows:
+    if not bundle.extractor and complete_clips(clips, table, bundle.extractor_id).num_rows == clips.num_rows:
         return 0
     from tasks.model_source import backbone_weights, extractor_of
 
@@ -296,97 +295,11 @@ def _check_weights(extractor: "Extractor", weights: str | None) -> None:
         build_backbone(extractor, weights=path)
 
 
-def _complete(clips: "pa.Table", table: str, extractor_id: str) -> "pa.Table":
-    """The clips whose features, of this very content, are in the table; sorted by clip_id."""
-    from storage.columns import complete
-    from storage.features import FeatureTable
-
-    keys = complete(FeatureTable(table).keys(extractor_id)).select(["clip_id", "content"])
-    return clips.join(keys, keys=["clip_id", "content"], join_type="left semi").sort_by("clip_id")
-
-
-def _divided(clips: "pa.Table", table: str, extractor_id: str) -> tuple["pa.Table", "pa.Table"]:
-    """Clips with features, and the others with what quarantine says of them (schema QUARANTINED)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from storage import quarantine
-    from storage.features import FeatureTable
-    from tasks.predictions import QUARANTINED
-
-    known = _complete(clips, table, extractor_id)
-    rest = clips.join(known.select(["clip_id"]), keys="clip_id", join_type="left anti").select(["clip_id", "uri"])
-    keys = FeatureTable(table).keys(extractor_id, times=True)
-    standing = quarantine.standing(quarantine.read(table, extractor_id), keys)
-    why = standing.select(["clip_id", "stage", "kind", "detail"])
-    refused = rest.join(why, keys="clip_id", join_type="left outer").sort_by("clip_id")
-    kind = pc.fill_null(refused["kind"], "not_extracted")
-    columns = [refused["clip_id"], refused["uri"], refused["stage"], kind, refused["detail"]]
-    return known, pa.table(columns, schema=QUARANTINED)
-
-
-def _score(
-    known: "pa.Table",
-    table: str,
-    bundle: "Bundle",
-    out: Path,
-    device: str,
-    context: int,
-    evidence: bool,
-    shown: "list[tuple[PageClip, str]] | None",
-) -> dict[str, Any]:
-    """Score all clips with features, holding no more than a chunk's features; fill `shown` if given."""
-    from storage.features import FeatureTable
-    from tasks.predictions import PredictionFiles, clip_rows, clips_schema, window_rows, windows_schema
-    from tasks.score import score_clips
-    from workflows.predict_pictures import page_clips
-
-    features = FeatureTable(table)
-    version = features.version()
-    labels: list[str] = []
-    with (
-        PredictionFiles(out, "clips", clips_schema(bundle.classes)) as clip_files,
-        PredictionFiles(out, "windows", windows_schema(bundle.classes)) as window_files,
-    ):
-        for chunk in _chunks(known):
-            ids, contents = chunk["clip_id"].to_pylist(), chunk["content"].to_pylist()
-            loaded = {
-                direction: features.load(ids, direction, bundle.extractor_id, version, contents=contents)
-                for direction in bundle.networks
-            }
-            scores = score_clips(bundle, loaded, device=device, context=context, evidence=evidence)
-            rows = clip_rows(scores, chunk["uri"].to_pylist(), bundle.classes)
-            clip_files.add(rows)
-            window_files.add(window_rows(scores, bundle.classes))
-            labels += rows["label"].to_pylist()
-            if shown is not None:
-                shown.extend(page_clips(scores, chunk, bundle.classes))
-    return {"clips": clip_files.rows, "windows": window_files.rows, "labels": _counted(labels)}
-
-
-def _chunks(clips: "pa.Table") -> "Iterator[pa.Table]":
-    """Slices of at most CHUNK_CLIPS clips and, beyond the first, CHUNK_BYTES of their files."""
-    begin, held = 0, 0
-    for index, size in enumerate(clips["size"].to_pylist()):
-        if index > begin and (index - begin >= CHUNK_CLIPS or held + size > CHUNK_BYTES):
-            yield clips.slice(begin, index - begin)
-            begin, held = index, 0
-        held += size
-    if begin < clips.num_rows:
-        yield clips.slice(begin)
-
-
 def _write_refused(refused: "pa.Table", out: Path) -> None:
     from tasks.predictions import QUARANTINED, PredictionFiles
 
     with PredictionFiles(out, "quarantined", QUARANTINED) as files:
         files.add(refused)
-
-
-def _counted(values: Sequence[str]) -> dict[str, int]:
-    from collections import Counter
-
-    return dict(Counter(values).most_common())
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def test_one_video_from_features_another_command_made(place: Path, tmp_path: Pat
 
 
 def test_chunks_change_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workflows.predict.CHUNK_CLIPS", 1)
+    monkeypatch.setattr("workflows.predict_score.CHUNK_CLIPS", 1)
     run_prediction(
         [str(place / "videos")],
         model=str(place / "model"),
