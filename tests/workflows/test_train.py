@@ -20,6 +20,7 @@ from tests.archives import CLASSES, Archive, write_archive
 from workflows.cli import run
 from workflows.train import TrainRequest, TrainResult
 
+pytestmark = pytest.mark.timeout(600)  # every start of a Ray Train worker group is slow on a busy machine
 EPOCHS = 6
 YAML = (
     "name: lab\nclasses: [Happy, Sad, Neutral]\nfolds: 2\nschedule: {epochs: 6, milestones: [4], learning_rate: 0.02}\n"
@@ -183,7 +184,6 @@ def _wait_for_epoch(progress: str, epoch: int, process: subprocess.Popen[bytes])
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(600)  # five starts of a Ray Train worker group, which a busy machine makes slow
 def test_killing_a_worker_and_the_driver_changes_no_bit_of_the_weights(
     study: TrainResult, archive: Archive, ray_cluster: str, bucket: str, tmp_path: Path
 ) -> None:
