@@ -83,7 +83,8 @@ def test_weights_that_do_not_fit_name_key_and_shapes(
 
 def test_a_list_that_names_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "list.txt").write_text("Happy/0001 20 0\n")
-    arguments = extract_arguments(tmp_path / "list.txt", tmp_path / "f", "--random-weights", "0", "--root", str(tmp_path))
+    more = ["--random-weights", "0", "--root", str(tmp_path)]
+    arguments = extract_arguments(tmp_path / "list.txt", tmp_path / "f", *more)
     assert "Happy/0001" in said(arguments, capsys)
 
 
