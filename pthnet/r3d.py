@@ -4,37 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pthnet.errors import ModelError
+from pthnet.resnet import ResNetConfig
 
 # B batch, C channels, T frames, H W image, D pooled feature
 
 
 @dataclass(frozen=True, kw_only=True)
-class R3DConfig:
-    """Sizes of an 18-layer residual network over clips; the defaults are the published ones.
-
-    Parameters
-    ----------
-    num_classes
-        Outputs.
-    width
-        Channels of the first stage; they double at each further one. The pooled feature has `width * 2**(stages - 1)`.
-    depths
-        Blocks of the stages.
-    """
-
-    num_classes: int = 7
-    width: int = 64
-    depths: tuple[int, ...] = (2, 2, 2, 2)
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 1 or self.width < 1 or not self.depths or min(self.depths) < 1:
-            raise ModelError(f"num_classes, width and every depth must be at least 1, found {self}")
-
-    @property
-    def feature_dim(self) -> int:
-        """Length of the pooled feature."""
-        return self.width * 2 ** (len(self.depths) - 1)
+class R3DConfig(ResNetConfig):
+    """Sizes of an 18-layer residual network over clips: those of the one over images."""
 
 
 class R3D18(nn.Module):
