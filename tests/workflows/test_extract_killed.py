@@ -38,7 +38,17 @@ class Driver:
         if address:
             env["RAY_ADDRESS"] = address
         program = [sys.executable, "-m", "tests.driver", cue]
-        command = [*within, *program, "extract", str(videos), "--features", str(features), *OPTIONS]
+        command = [
+            *within,
+            *program,
+            "extract",
+            str(videos),
+            "--features",
+            str(features),
+            *OPTIONS,
+            "--decode-timeout",
+            "3600",
+        ]
         self.process = subprocess.Popen(
             command,
             cwd=root,
