@@ -40,6 +40,11 @@ def cluster():
         ray.shutdown()
 
 
+def kept(run):
+    """Folders of a run's checkpoints, the newest last."""
+    return sorted(path.parent for path in run.glob("checkpoint_*/finetune.pt"))
+
+
 def videos(drawn, out, head, **options):
     given = {"list_train": str(drawn / "EXPR/train"), "list_val": str(drawn / "EXPR/val"), "root": str(drawn / "faces")}
     given |= {"model": "swin_s", "head": head, "epochs": 1, "batch_size": 16, "out": str(out), "track": False}
@@ -95,13 +100,13 @@ def test_clips_are_trained_resumed_and_read_back(drawn, tmp_path, capsys):
     }  # fmt: skip
     finetune(epochs=1, **given)
     finetune(epochs=2, **given)
-    checkpoints = sorted((tmp_path / "r3d_18-all").glob("checkpoint_*"))
+    checkpoints = kept(tmp_path / "r3d_18-all")
     state = FinetuneState.load(checkpoints[-1])
     assert [record["epoch"] for record in state.history] == [1, 2]
     assert all(record["ecstfl"] > 0 for record in state.history)
     assert "epoch 1/2" not in capsys.readouterr().out  # the second command did the second epoch only
     finetune(epochs=2, **given)
-    assert sorted((tmp_path / "r3d_18-all").glob("checkpoint_*")) == checkpoints
+    assert kept(tmp_path / "r3d_18-all") == checkpoints
     with pytest.raises(ModelError, match=r"other settings \(lr\)"):
         finetune(epochs=2, lr=0.5, **given)
 
