@@ -28,7 +28,7 @@ def serve(
     replicas: int = 1,
     cpus: float | None = None,
     max_batch: int = 32,
-    batch_wait: float = 0.002,
+    batch_wait: float = 0.0,
     max_waiting: int = 256,
     max_request_mb: int = 32,
     address: str | None = None,
@@ -52,7 +52,8 @@ def serve(
     replicas, cpus
         Copies of the model, and cores of each; by default they share all there are.
     max_batch, batch_wait
-        Most instances scored at once, and seconds the first of them waits for others.
+        Most instances scored at once, and seconds the first of them waits for others. Those that came while others were
+        scored go together anyway.
     max_waiting
         Requests that may wait; further ones get 503.
     max_request_mb
@@ -104,7 +105,7 @@ def start(
     replicas: int = 1,
     cpus: float | None = None,
     max_batch: int = 32,
-    batch_wait: float = 0.002,
+    batch_wait: float = 0.0,
     max_waiting: int = 256,
     address: str | None = None,
 ) -> None:
