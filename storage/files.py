@@ -60,6 +60,11 @@ def local_path(uri: str) -> str:
     return os.path.expanduser(uri)
 
 
+def absolute(uri: str) -> str:
+    """A URI that means the same in every working directory."""
+    return uri.rstrip("/") if is_s3(uri) else os.path.abspath(local_path(uri))
+
+
 def join(uri: str, *parts: str) -> str:
     """The URI of something below another."""
     return "/".join([uri.rstrip("/"), *parts])

@@ -55,7 +55,7 @@ class Tracker:
         Of the tracking server or database.
     experiment : str
     artifacts : str, optional
-        Where the artifacts of a new experiment lie; the server's default when None.
+        Where a new experiment keeps them when `uri` is a local database; a server has its own place.
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: str | None = None) -> None:
@@ -67,6 +67,7 @@ class Tracker:
         try:
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
+            artifacts = artifacts if uri.startswith("sqlite:") else None
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, artifacts)
         except MlflowException as error:
             raise ModelError(f"MLflow at {uri.split('@')[-1]} does not answer: {str(error).splitlines()[0]}") from error
@@ -83,7 +84,7 @@ class Tracker:
             RUN_TAG: key,
             "mlflow.runName": name,
             "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": "pthnet train",
+            "mlflow.source.name": "pthnet",
         }
         if parent:
             full["mlflow.parentRunId"] = parent

@@ -223,6 +223,7 @@ def run(
     from cluster.causes import causes
     from storage.commits import committed
     from storage.features import FeatureTable
+    from storage.files import absolute
     from storage.runs import new_run_id, write_run
     from tasks.commit import Committer
     from tasks.segments import begun
@@ -238,6 +239,7 @@ def run(
         run_id=new_run_id(),
         clips=clips.num_rows,
         planned=todo.counts,
+        weights=absolute(weights) if weights else None,
     )
     table = FeatureTable(features)
     table.put_extractor(extractor.id, extractor.to_json())

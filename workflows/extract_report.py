@@ -18,6 +18,8 @@ class Report:
 
     Attributes
     ----------
+    weights
+        Where the backbone's weights were read, None for random ones; a model trained on the features remembers it.
     planned
         How the clips of the sources were judged; see `storage.plan.Plan`.
     done, failed
@@ -39,6 +41,7 @@ class Report:
     run_id: str
     clips: int
     planned: dict[str, int]
+    weights: str | None = None
     done: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     segments: int = 0

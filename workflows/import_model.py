@@ -118,6 +118,7 @@ def fused_bundle(
     """
     from pthnet.errors import ModelError
     from pthnet.published import load_pthnet
+    from storage.files import absolute
     from tasks.bundle import Bundle
 
     networks = {}
@@ -149,7 +150,7 @@ def fused_bundle(
         classes=names,
         extractor=spec,
         extractor_id=extractor_id,
-        backbone_uri=_absolute(weights),
+        backbone_uri=absolute(weights) if weights else "",
         facts={"benchmark": benchmark or "own", "source": "published weights", "files": [forward.name, reverse.name]},
     )
 
@@ -220,9 +221,3 @@ def _extractor(
 
     found = resolve_extractor(backbone, weights=weights, random_weights=random_weights, precision=precision)
     return json_module.loads(found.to_json()), found.id
-
-
-def _absolute(weights: str | None) -> str:
-    if weights is None or "://" in weights:
-        return weights or ""
-    return str(Path(weights).resolve())

@@ -98,6 +98,7 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
         For what a user can put right.
     """
     from cluster.connect import connect
+    from storage.files import absolute
     from tasks.tracking import Tracker, tracking_uri
     from workflows.fits import Fit, plan_fits, run_fits
     from workflows.train_data import feature_refs, read_data
@@ -107,7 +108,7 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
     data = read_data(request)
     settings = settings_of(request, data.benchmark, data.dim)
     name = request.run_name or _run_name(data.benchmark, settings, data.facts, request)
-    out = _absolute(request.out)
+    out = absolute(request.out)
     folder = f"{out}/{name}"
     uri = tracking_uri(request.tracking_uri, out)
     resources = connect(request.address)
@@ -147,12 +148,6 @@ def _scaled(settings: "TrainSettings", workers: int) -> "TrainSettings":
     from dataclasses import replace
 
     return replace(settings, batch=settings.batch * workers)
-
-
-def _absolute(out: str) -> str:
-    from pathlib import Path
-
-    return out.rstrip("/") if "://" in out else str(Path(out).resolve())
 
 
 def _run_name(benchmark: "Benchmark", settings: "TrainSettings", facts: dict[str, Any], request: TrainRequest) -> str:

@@ -22,6 +22,8 @@ class TrainData:
     extractor : str
     spec : dict
         The extractor's specification, {} when none is recorded.
+    weights : str
+        Where the extractor's weights were read, "" for random ones or when no run says.
     dim : int
     version : int
         Of the feature table; every reader uses it.
@@ -36,6 +38,7 @@ class TrainData:
     census: "Census"
     extractor: str
     spec: dict[str, Any]
+    weights: str
     dim: int
     version: int
     facts: dict[str, Any]
@@ -115,12 +118,21 @@ def read_data(request: "TrainRequest") -> TrainData:
         census=counted,
         extractor=extractor,
         spec=spec,
+        weights=weights_of(request.features, extractor),
         dim=dim,
         version=version,
         facts=facts,
         notes=notes,
         listed=listed,
     )
+
+
+def weights_of(features: str, extractor: str, last: int = 200) -> str:
+    """Where the last extractions by this extractor read the backbone's weights; "" when none says."""
+    from storage.runs import read_runs
+
+    told = [run.get("weights") for run in read_runs(features, last) if run.get("extractor") == extractor]
+    return next((str(weights) for weights in reversed(told) if weights), "")
 
 
 def benchmark_of(request: "TrainRequest") -> "Benchmark":

@@ -186,6 +186,7 @@ def make_bundles(
             extractor=data.spec,
             extractor_id=data.extractor,
             level=settings.level,
+            backbone_uri=data.weights,
             facts={
                 "run": name,
                 "benchmark": data.benchmark.name,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.runs import write_run
 from tests.archives import Archive, write_archive
 from workflows.cli import run
 from workflows.train import TrainRequest, settings_of
@@ -119,3 +120,12 @@ def test_an_incomplete_question_is_answered_with_what_to_add(
 ) -> None:
     assert run(["train", "--features", "none", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_remembers_where_the_weights_of_its_features_were_read(archive: Archive) -> None:
+    assert read_data(request_for(archive)).weights == ""
+    for day, weights in enumerate(("/old/vit.pth", "s3://bucket/vit.pth"), 1):
+        write_run(archive.features, f"2026010{day}T000000-a", {"extractor": archive.extractor, "weights": weights})
+    write_run(archive.features, "20260103T000000-a", {"extractor": archive.extractor, "weights": None})
+    write_run(archive.features, "20260104T000000-a", {"extractor": "another", "weights": "/another.pth"})
+    assert read_data(request_for(archive)).weights == "s3://bucket/vit.pth"

@@ -26,6 +26,7 @@ DATA = TrainData(
     census=Census(clip_ids=np.array([f"{index:02d}" for index in range(12)]), labels=LABELS, splits=SPLITS),
     extractor="e",
     spec={},
+    weights="",
     dim=4,
     version=0,
     facts={},
