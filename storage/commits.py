@@ -78,21 +78,25 @@ def commit(
             app_transactions=[Transaction(app_id, app_version)],
         )
         with files.explained(uri):
-            try:
-                table.create_write_transaction(
-                    actions, "append", table.schema(), ["extractor"], commit_properties=properties
-                )
-            except (DeltaError, OSError) as error:
-                # The answer may have been lost after the commit was made; the log tells.
-                table = delta.open_table(features_uri)
-                latest = 0 if table is None else int(table.transaction_version(app_id) or 0)
-                if table is None or not (
-                    latest == app_version and _is_ours(uri, int(table.version()), app_id, app_version, run_id)
-                ):
+            for attempt in range(files.ATTEMPTS):
+                try:
+                    table.create_write_transaction(
+                        actions, "append", table.schema(), ["extractor"], commit_properties=properties
+                    )
+                    break
+                except (DeltaError, OSError) as error:
+                    # The answer may have been lost after the commit was made; the log tells.
+                    table = delta.open_table(features_uri)
+                    latest = 0 if table is None else int(table.transaction_version(app_id) or 0)
+                    if table is None:
+                        raise
+                    if latest == app_version and _is_ours(uri, int(table.version()), app_id, app_version, run_id):
+                        break
                     if isinstance(error, CommitFailedError) and latest >= app_version:
                         raise _fenced(uri, app_id, latest, app_version) from None
-                    raise
-        table.update_incremental()
+                    if not delta.broken_off(error) or latest >= app_version or attempt == files.ATTEMPTS - 1:
+                        raise
+        delta.patiently(table.update_incremental)
     version = int(table.version())
     if quarantine_rows is not None and quarantine_rows.num_rows:
         quarantine.append(uri, quarantine_rows, app_id=app_id, app_version=app_version, run_id=run_id)
@@ -160,5 +164,5 @@ def replace(uri: str, removed: Sequence[dict[str, Any]], shards: Sequence[dict[s
             )
         except CommitFailedError:
             raise StorageError(f"{uri}: another process has rewritten these files; run the command again") from None
-    table.update_incremental()
+    delta.patiently(table.update_incremental)
     return int(table.version())

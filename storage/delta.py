@@ -4,6 +4,7 @@ Files are read with pyarrow's own filesystems rather than through the Delta libr
 the process at exit.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -24,6 +25,23 @@ _CONFIGURATION = {
 }
 
 
+def broken_off(error: BaseException) -> bool:
+    """Whether S3 broke an answer off in its body, where the library's own retries end."""
+    return isinstance(error, OSError) and any(words in str(error) for words in ("response body", "reading a body"))
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """action(), which may be done twice, tried again when S3 breaks its answer off."""
+    for attempt in range(files.ATTEMPTS - 1):
+        try:
+            return action()
+        except OSError as error:
+            if not broken_off(error):
+                raise
+            time.sleep(min(0.1 * 2**attempt, 5.0))
+    return action()
+
+
 def open_table(uri: str, version: int | None = None) -> Any | None:
     """The Delta table at a URI, at its newest or the given version; None where there is none."""
     from deltalake import DeltaTable
@@ -31,7 +49,8 @@ def open_table(uri: str, version: int | None = None) -> Any | None:
 
     with files.explained(uri):
         try:
-            return DeltaTable(files.delta_uri(uri), version=version, storage_options=files.delta_options(uri))
+            options = files.delta_options(uri)
+            return patiently(lambda: DeltaTable(files.delta_uri(uri), version=version, storage_options=options))
         except TableNotFoundError:
             return None
         except DeltaError as error:

@@ -96,6 +96,7 @@ def append(
     uri: str, rows: pa.Table, *, app_id: str | None = None, app_version: int | None = None, run_id: str = ""
 ) -> int | None:
     """Add rows to quarantine; with an app id and version, once for each version. Returns the Delta version."""
+    from deltalake.exceptions import DeltaError
     from deltalake.transaction import AddAction, CommitProperties, Transaction
 
     if not rows.num_rows:
@@ -112,14 +113,19 @@ def append(
     files.write_atomic(files.join(at, path), data)
     fence = [Transaction(app_id, app_version)] if app_id is not None and app_version is not None else None
     add = AddAction(path, len(data), {}, int(time.time() * 1000), True, json.dumps({"numRecords": rows.num_rows}))
+    properties = CommitProperties(custom_metadata={"run_id": run_id}, app_transactions=fence)
     with files.explained(uri):
-        table.create_write_transaction(
-            [add],
-            "append",
-            table.schema(),
-            commit_properties=CommitProperties(custom_metadata={"run_id": run_id}, app_transactions=fence),
-        )
-    table.update_incremental()
+        try:
+            # The same file added again is the same file, so what broke off may be asked for once more.
+            delta.patiently(
+                lambda: table.create_write_transaction([add], "append", table.schema(), commit_properties=properties)
+            )
+        except (DeltaError, OSError):
+            # The answer may have been lost after the commit was made.
+            latest = delta.open_table(at)
+            if fence is None or latest is None or (latest.transaction_version(app_id) or 0) < (app_version or 0):
+                raise
+    delta.patiently(table.update_incremental)
     return int(table.version())
 
 
