@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+ADVICE = "\nFailed to apply UDF transform after"  # Ray Data appends to a message how it might have tried again
+
 
 @contextmanager
 def causes() -> Iterator[None]:
@@ -20,4 +22,6 @@ def causes() -> Iterator[None]:
             inner = (inner.cause if isinstance(inner, RayTaskError) else None) or inner.__cause__
         if inner is None:
             raise
+        if inner.args and isinstance(inner.args[0], str):
+            inner.args = (inner.args[0].partition(ADVICE)[0], *inner.args[1:])
         raise inner from error

@@ -407,7 +407,7 @@ def quiet(dataset: Any) -> Any:
     """Ray Data without its own progress bars and logs: the workflow has one bar for all stages."""
     import logging
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     return dataset
