@@ -125,9 +125,9 @@ def main() -> None:
     given = options.parse_args()
     classes = label_map("dfew").classes
     sizes = {
-        "ResNet-18, 224 pixels": FrameModel(model="resnet18", classes=classes),
-        "ResNet-18, 112 pixels": FrameModel(model="resnet18", classes=classes, image_size=112),
         "ResNet of width 16, 64 pixels": FrameModel(model="resnet18", classes=classes, image_size=64, width=16),
+        "ResNet-18, 112 pixels": FrameModel(model="resnet18", classes=classes, image_size=112),
+        "ResNet-18, 224 pixels": FrameModel(model="resnet18", classes=classes),
     }
     rows = []
     with tempfile.TemporaryDirectory() as place:
