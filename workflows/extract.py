@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 DECODE_MEMORY = 512 << 20  # bytes a node must have left for each decoder and its frames
-BLOCK_BYTES = 64 << 20  # frames that a decode task hands on at once
-BATCHES_AHEAD = 3  # decoded batches that may lie ready for each forward actor
+BLOCK_BYTES = 32 << 20  # frames that a decode task hands on at once
+AHEAD_BYTES = 128 << 20  # decoded frames that may lie ready for each decode task and each forward actor
 WHOLE_MARGIN = 4  # a clip decoded whole may hold this many times the frames its header led us to expect
 
 
@@ -304,10 +304,14 @@ def _pipeline(
     else:
         probed = whole_rows(todo)
     segments = without_done(cut(probed), table.keys(extractor.id), extractor.id)
-    ahead = BATCHES_AHEAD * pools.gpu_actors * settings.batch_clips * limits.bytes_at(image_size)
+    long = any(count > 1 for count in segments["num_segments"].unique().to_pylist())
+    fitting = max(1, AHEAD_BYTES // limits.bytes_at(image_size))
 
     rows = (
-        bounded(quiet(ray.data.from_arrow(blocks(segments, pools.decode_tasks + pools.gpu_actors))), ahead)
+        bounded(
+            quiet(ray.data.from_arrow(blocks(segments, pools.decode_tasks + pools.gpu_actors))),
+            AHEAD_BYTES * (pools.decode_tasks + pools.gpu_actors),
+        )
         .map_batches(
             partial(
                 one_by_one,
@@ -334,7 +338,7 @@ def _pipeline(
                 "micro_batch": settings.micro_batch,
                 "measure": settings.measure,
             },
-            batch_size=settings.batch_clips,
+            batch_size=min(settings.batch_clips, fitting) if long else settings.batch_clips,
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(size=pools.gpu_actors),  # fixed: a pool that breathes reloads weights
