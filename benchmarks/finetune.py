@@ -64,7 +64,7 @@ def plain_loop(loader: FrameLoader, spec: FrameModel, settings: FinetuneSettings
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=1e-4)
     data = DataLoader(
         Images(loader), batch_size=settings.batch_size, shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, multiprocessing_context="spawn" if workers else None,  # Ray has threads
     )  # fmt: skip
     while True:
         began = time.perf_counter()
