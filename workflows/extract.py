@@ -6,16 +6,16 @@ what is missing.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from workflows.extract_report import Progress, Report, print_plan, print_report
+from workflows.extract_settings import Settings, forward_device, forward_threads
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cluster.pools import Pools
     from pthnet.extractor import Extractor
     from storage.features import FeatureTable
     from storage.plan import Plan
@@ -26,42 +26,6 @@ DECODE_MEMORY = 512 << 20  # bytes a node must have left for each decoder and it
 BLOCK_BYTES = 32 << 20  # frames that a decode task hands on at once
 AHEAD_BYTES = 128 << 20  # decoded frames that may lie ready for each decode task and each forward actor
 WHOLE_MARGIN = 4  # a clip decoded whole may hold this many times the frames its header led us to expect
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How an extraction runs; what it computes is the Extractor's.
-
-    Attributes
-    ----------
-    max_attempts
-        Times a clip that fails is tried before it stays in quarantine, over all runs.
-    retry_quarantined
-        Try every quarantined clip once more.
-    decode_timeout_s
-        Seconds one segment may take to decode before its decoder is killed.
-    segment_frames
-        Longer clips are cut into segments of this many frames.
-    shard_bytes, commit_every_s
-        A shard is written, and what is written committed, when either is reached.
-    batch_clips
-        Segments in one batch of the forward stage.
-    """
-
-    max_attempts: int = 1
-    retry_quarantined: bool = False
-    decode_timeout_s: float = 120.0
-    segment_frames: int = 512
-    shard_bytes: int = 64 << 20
-    commit_every_s: float = 60.0
-    batch_clips: int = 16
-    micro_batch: int | None = None
-    max_cpus: float | None = None
-    max_gpus: float | None = None
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    decode_on: str | None = None
-    forward_on: str | None = None
-    measure: bool = True
 
 
 def extract(
@@ -374,28 +338,6 @@ def _written(rows: Any, uri: str, extractor_id: str, run_id: str, settings: Sett
     while writing:
         ended, writing = ray.wait(writing)
         yield from ray.get(ended)
-
-
-def forward_device(device: str, max_gpus: float | None, address: str | None) -> str:
-    """Where the forward pass will run, asked of the cluster only where there is one."""
-    import os
-
-    if device != "auto":
-        return device
-    if max_gpus == 0:
-        return "cpu"
-    if address or os.environ.get("RAY_ADDRESS"):
-        from cluster.connect import connect
-
-        return "cuda" if connect(address).get("GPU", 0) else "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def forward_threads(resources: dict[str, Any], pools: "Pools") -> int:
-    """Threads of a forward actor on CPU: decoding is light, so the actors share all cores of the cluster."""
-    return max(1, int(resources.get("CPU", 1)) // pools.gpu_actors)
 
 
 def bounded(dataset: Any, most_bytes: int) -> Any:
