@@ -150,7 +150,8 @@ def main() -> None:
         f"{given.threads} compute thread(s) and {given.workers} data worker(s) on both sides; medians over the epochs "
         "after the first. The plain loop is a DataLoader with persistent workers over the same reading and "
         "augmentation code. Both take "
-        f"turns on one machine. {machine()}.",
+        f"turns on one machine, whose load average at the end was {os.getloadavg()[0]:.1f}: above its cores, rows are "
+        f"noise to the width of their slowest to fastest epoch. {machine()}.",
         "",
         "| network | plain, images/s | ours, images/s | ours / plain | slowest to fastest | waiting for data, % |",
         "|---|---:|---:|---:|---:|---:|",
