@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="no space left on its disk"):
         write_shard(table(row("a")), str(tmp_path), "e-1")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
