@@ -89,10 +89,18 @@ def decode_rows(
     return attach(rows, decoded, [request.first for request in requests])
 
 
-def one_by_one(rows: pa.Table, *, decode: Callable[..., pa.Table], **how: Any) -> Iterator[pa.Table]:
-    """Decode a block of segments row by row, so that a task never holds the frames of all of them."""
-    for row in range(rows.num_rows):
-        yield decode(rows.slice(row, 1), **how)
+def in_parts(rows: pa.Table, *, decode: Callable[..., pa.Table], part_rows: int, **how: Any) -> Iterator[pa.Table]:
+    """Decode a block of segments a few rows at a time, so that a task never holds the frames of all of them.
+
+    Parameters
+    ----------
+    decode
+        `decode_rows`, called with `how`.
+    part_rows
+        Rows whose frames are held at once.
+    """
+    for first in range(0, rows.num_rows, part_rows):
+        yield decode(rows.slice(first, part_rows), **how)
 
 
 def _request(row: dict, size: tuple[int, int] | None, whole_limit: int, tail: str) -> DecodeRequest:

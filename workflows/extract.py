@@ -244,7 +244,7 @@ def _pipeline(
     from cluster.connect import connect, smallest_node
     from cluster.pools import pool_options, pool_sizes
     from pthnet.pixels import shipped_size
-    from tasks.decode_rows import decode_rows, one_by_one
+    from tasks.decode_rows import decode_rows, in_parts
     from tasks.extract import ExtractFeatures
     from tasks.segments import SegmentLimits, blocks, cut, probe_rows, whole_rows, without_done
 
@@ -278,8 +278,9 @@ def _pipeline(
         )
         .map_batches(
             partial(
-                one_by_one,
+                in_parts,
                 decode=decode or decode_rows,
+                part_rows=max(1, DECODE_MEMORY // limits.bytes_at(image_size)),
                 image_size=image_size,
                 timeout_s=settings.decode_timeout_s,
                 whole_limit=settings.segment_frames * WHOLE_MARGIN,

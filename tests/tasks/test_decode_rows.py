@@ -87,11 +87,11 @@ def test_frames_are_handed_on_as_they_are(tmp_path: Path) -> None:
     assert frames.dtype == np.uint8
 
 
-def test_a_block_is_decoded_row_by_row_and_handed_on_as_it_goes(tmp_path: Path) -> None:
+def test_a_block_is_decoded_a_few_rows_at_a_time_and_handed_on_as_it_goes(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", frames=3)
     (tmp_path / "bad.mp4").write_text("no video")
-    parts = stage.one_by_one(at(tmp_path, "a", "bad"), decode=decode_rows, **HOW)
-    assert next(parts)["status"].to_pylist() == ["ok"]
+    parts = stage.in_parts(at(tmp_path, "a", "a", "bad"), decode=decode_rows, part_rows=2, **HOW)
+    assert next(parts)["status"].to_pylist() == ["ok", "ok"]
     (tmp_path / "bad.mp4").unlink()  # not looked at yet
     assert next(parts)["fail_kind"].to_pylist() == ["missing"]
     assert not list(parts)
