@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/pthnet demo demo
 
 test: $(STAMP)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
