@@ -45,3 +45,10 @@ def moto(moto_server: servers.S3Server, monkeypatch: pytest.MonkeyPatch) -> serv
 def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> servers.S3Server:
     """An S3 server (moto everywhere, Ceph where installed), and the environment that leads to it."""
     return _use(request.getfixturevalue(f"{request.param}_server"), monkeypatch)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """MLflow writes the server it last spoke to into the environment: the next test must not take it for the user's."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ.pop(name, None)
