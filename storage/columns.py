@@ -1,6 +1,7 @@
 """The columns of the feature table, the form in which a reader gets them, and when a clip counts as whole."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,9 @@ FEATURES = pa.schema(
         ("extractor", pa.string()),
     ]
 )
+# The segment of a row without windows that says: at its created_at this content was asked for again. A clip that went
+# from one content to another and back has the features already; from then on they are the newest again.
+RECALL = -1
 KEYS = pa.schema([FEATURES.field(name) for name in ("clip_id", "segment", "num_segments", "content", "extractor")])
 
 
@@ -78,3 +82,47 @@ def complete(keys: pa.Table) -> pa.Table:
     groups = groups.filter(pc.equal(groups["segment_count_distinct"], groups["num_segments"]))
     whole = groups.group_by(["clip_id", "content", "extractor"]).aggregate([("created_at_max", "max")] if timed else [])
     return whole.rename_columns({"created_at_max_max": "created_at"}) if timed else whole
+
+
+def recall_rows(clips: pa.Table, extractor_id: str, at: datetime) -> pa.Table:
+    """FEATURES rows that make the contents of clips (CLIPS columns), whose features are there, the newest again."""
+    count = clips.num_rows
+    known = {
+        **{name: clips[name] for name in ("clip_id", "uri", "content")},
+        **{name: pa.repeat(pa.scalar(0), count) for name in ("num_segments", "num_frames", "fps", "width", "height")},
+        "segment": pa.repeat(pa.scalar(RECALL), count),
+        "created_at": pa.repeat(pa.scalar(at, FEATURES.field("created_at").type), count),
+        "extractor": pa.repeat(pa.scalar(extractor_id), count),
+    }
+    columns = {field.name: known.get(field.name, pa.nulls(count, field.type)) for field in FEATURES}
+    return pa.table(columns).cast(FEATURES)
+
+
+def recalled(keys: pa.Table) -> pa.Table:
+    """The rows of segments alone; where keys have created_at, it is at least the time of the content's last recall."""
+    recalls = keys.filter(pc.equal(keys["segment"], RECALL))
+    if not recalls.num_rows:
+        return keys
+    keys = keys.filter(pc.not_equal(keys["segment"], RECALL))
+    if "created_at" not in keys.column_names:
+        return keys
+    by = ["clip_id", "content", "extractor"]
+    newest = recalls.group_by(by).aggregate([("created_at", "max")])
+    # One joined string per row: pyarrow looks up single columns only. NUL stands in no path.
+    mine, theirs = (
+        pc.binary_join_element_wise(*(rows[name].combine_chunks() for name in by), "\0") for rows in (keys, newest)
+    )
+    at = newest["created_at_max"].combine_chunks().take(pc.index_in(mine, value_set=theirs))
+    made = keys["created_at"].combine_chunks()
+    place = keys.schema.get_field_index("created_at")
+    later = pc.if_else(pc.fill_null(pc.greater(at, made), False), at, made)
+    return keys.set_column(place, keys.schema.field(place), later)
+
+
+def newest(whole: pa.Table) -> pa.Table:
+    """One row (clip_id, extractor, content, created_at) per clip of complete(keys with times): what a reader gets."""
+    ordered = whole.sort_by([("created_at", "ascending"), ("content", "ascending")])
+    last = ordered.group_by(["clip_id", "extractor"], use_threads=False).aggregate(
+        [("content", "last"), ("created_at", "last")]
+    )
+    return last.rename_columns({"content_last": "content", "created_at_last": "created_at"})

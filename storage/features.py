@@ -1,7 +1,7 @@
 """The feature table: one row per clip segment, partitioned by extractor, read into one contiguous array.
 
 Rows are facts about (content, extractor) and are only ever added. A clip is visible to a reader once all segments of
-one content are there; of several contents the newest complete one wins.
+one content are there; of several contents the newest complete one wins: the one extracted, or asked for again, last.
 """
 
 from bisect import bisect_left
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from storage import delta, files
-from storage.columns import DIRECTIONS, FEATURES, KEYS, LEVELS, WINDOWS, ClipFeatures, complete
+from storage.columns import DIRECTIONS, FEATURES, KEYS, LEVELS, WINDOWS, ClipFeatures, complete, recalled
 from storage.errors import StorageError
 from storage.reading import Reader, newest_complete
 
@@ -43,7 +43,10 @@ class FeatureTable:
         return -1 if table is None else int(table.version())
 
     def keys(self, extractor: str | None = None, *, version: int | None = None, times: bool = False) -> pa.Table:
-        """Key columns of every row: clip_id, segment, num_segments, content, extractor (and created_at with times)."""
+        """Key columns of every segment: clip_id, segment, num_segments, content, extractor.
+
+        With times also created_at, which is when its content was extracted or asked for again.
+        """
         schema = KEYS.append(FEATURES.field("created_at")) if times else KEYS
         table = delta.open_table(self.features_uri, version)
         if table is None:
@@ -59,7 +62,8 @@ class FeatureTable:
             return rows.append_column(FEATURES.field("extractor"), column).select(schema.names).cast(schema)
 
         with files.explained(self.uri):
-            return pa.concat_tables([schema.empty_table(), *delta.each_file(active["path"].to_pylist(), read)])
+            rows = pa.concat_tables([schema.empty_table(), *delta.each_file(active["path"].to_pylist(), read)])
+        return recalled(rows)
 
     def complete(self, direction: str, extractor: str, *, version: int | None = None) -> list[str]:
         """The clips that `load` would find in a direction, sorted."""

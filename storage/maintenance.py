@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage import commits, delta, files, quarantine
-from storage.columns import complete
+from storage.columns import complete, newest
 from storage.errors import StorageError
 from storage.features import FeatureTable
 from storage.shards import write_shard
@@ -57,7 +57,7 @@ def status(uri: str, clips: pa.Table | None = None) -> Status:
         mine = keys.filter(pc.equal(keys["extractor"], name))
         whole = complete(mine)
         ids = whole["clip_id"].unique()
-        kept = _newest(whole)
+        kept = newest(whole)
         if clips is not None:
             now = clips.select(["clip_id", "content"])
             listed = kept.filter(pc.is_in(kept["clip_id"], now["clip_id"].combine_chunks()))
@@ -78,13 +78,6 @@ def status(uri: str, clips: pa.Table | None = None) -> Status:
         )
     version = int(opened.version()) if opened is not None else -1
     return Status(version, len(opened.history()) if opened is not None else 0, out)
-
-
-def _newest(whole: pa.Table) -> pa.Table:
-    """One row (clip_id, extractor, content) of complete(keys with times) per clip: the one a reader gets."""
-    ordered = whole.sort_by([("created_at", "ascending"), ("content", "ascending")])
-    last = ordered.group_by(["clip_id", "extractor"], use_threads=False).aggregate([("content", "last")])
-    return last.rename_columns({"content_last": "content"})
 
 
 def compact(uri: str, *, target_bytes: int = TARGET_BYTES) -> tuple[int, int]:
@@ -144,7 +137,7 @@ def drop_stale(uri: str, *, extractors: Sequence[str] | None = None) -> int:
     opened = _opened(table)
     active = delta.active_files(opened)
     keys = table.keys(times=True)
-    kept = _newest(complete(keys))
+    kept = newest(complete(keys))
     removed: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
     dropped = 0
@@ -153,12 +146,13 @@ def drop_stale(uri: str, *, extractors: Sequence[str] | None = None) -> int:
         if extractors is not None and name not in extractors:
             continue
         mine = kept.filter(pc.equal(kept["extractor"], name))
-        ids, contents = mine["clip_id"].combine_chunks(), mine["content"].combine_chunks()
+        ids, contents, times = (mine[column].combine_chunks() for column in ("clip_id", "content", "created_at"))
         with delta.open_parquet(table.features_uri, item["path"]) as file:
-            small = file.read(columns=["clip_id", "content"])
+            small = file.read(columns=["clip_id", "content", "created_at"])
         place = pc.index_in(small["clip_id"], value_set=ids)
-        # A clip without any complete content keeps its segments: a run may be adding the others.
-        stay = pc.fill_null(pc.equal(pc.take(contents, place), small["content"]), True)
+        # Segments newer than the complete content, or of a clip without one, stay: a run may be adding the others.
+        newer = pc.greater(small["created_at"], pc.take(times, place))
+        stay = pc.fill_null(pc.or_(pc.equal(pc.take(contents, place), small["content"]), newer), True)
         gone = small.num_rows - (pc.sum(stay).as_py() or 0)
         if not gone:
             continue

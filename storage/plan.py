@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage import quarantine
 from storage.columns import complete
-from storage.quarantine import attempts
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,17 @@ class Plan:
     counts : dict
         new (never seen), changed (seen with other content), retried (failed before, tried again), known (features are
         there), quarantined (failed as often as allowed). They add up to the clips of the sources.
+    recalled : pa.Table
+        CLIPS of those known whose content is not the one seen last, as they went from it to another and back. Their
+        features are to be made the newest again.
+    refailed : pa.Table
+        The last failure, schema QUARANTINE, of those quarantined of which the same is true.
     """
 
     todo: pa.Table
     counts: dict[str, int]
+    recalled: pa.Table
+    refailed: pa.Table
 
 
 def plan(
@@ -43,7 +50,7 @@ def plan(
     clips
         CLIPS of the sources.
     keys
-        FeatureTable.keys(); rows of other extractors do not count.
+        FeatureTable.keys(times=True); rows of other extractors do not count. Without times nothing is recalled.
     quarantined
         storage.quarantine.read(uri).
     max_attempts
@@ -52,7 +59,8 @@ def plan(
         Try every failed clip once more.
     """
     keys = keys.filter(pc.equal(keys["extractor"], extractor_id))
-    failed = attempts(quarantined.filter(pc.equal(quarantined["extractor"], extractor_id)))
+    failures = quarantined.filter(pc.equal(quarantined["extractor"], extractor_id))
+    failed = quarantine.attempts(failures)
     whole = complete(keys)
 
     ids, content = clips["clip_id"].combine_chunks(), clips["content"].combine_chunks()
@@ -75,7 +83,29 @@ def plan(
         "quarantined": int(barred.sum()),
     }
     rows = clips.append_column("attempt", pa.array((tried + 1).astype(np.int32))).filter(pa.array(todo))
-    return Plan(todo=rows.combine_chunks(), counts=counts)
+    last = quarantine.last(failures, ["clip_id", "content", "extractor"])
+    lapsed = _lapsed(ids, content, whole, last)
+    again = _pairs(ids, content).filter(pa.array(barred & lapsed))
+    return Plan(
+        todo=rows.combine_chunks(),
+        counts=counts,
+        recalled=clips.filter(pa.array(known & lapsed)).combine_chunks(),
+        refailed=last.filter(_is_in(_pairs(last["clip_id"], last["content"]), again)),
+    )
+
+
+def _lapsed(ids: pa.Array, content: pa.Array, whole: pa.Table, last: pa.Table) -> np.ndarray:
+    """Whether the newest that is known of a clip, features or failure, is of another content."""
+    if "created_at" not in whole.column_names:
+        return np.zeros(len(ids), bool)
+    names = ["clip_id", "content", "at", "rank"]
+    done = whole.append_column("rank", pa.repeat(1, whole.num_rows)).rename_columns({"created_at": "at"}).select(names)
+    lost = last.append_column("rank", pa.repeat(0, last.num_rows)).select(names)
+    facts = pa.concat_tables([done, lost.cast(done.schema)])
+    facts = facts.sort_by([("at", "ascending"), ("rank", "ascending"), ("content", "ascending")])
+    seen = facts.group_by("clip_id", use_threads=False).aggregate([("content", "last")])
+    now = _one(seen["content_last"]).take(pc.index_in(ids, value_set=_one(seen["clip_id"])))
+    return pc.fill_null(pc.not_equal(now, content), False).to_numpy(zero_copy_only=False)
 
 
 def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -53,7 +53,7 @@ def standing(rows: pa.Table, keys: pa.Table) -> pa.Table:
     """The last failure of each (clip, extractor) that nothing has put right since.
 
     A failure is put right by features of the same content, whenever they were committed (a run may have died between
-    its two commits), or by newer features of another content.
+    its two commits), or by newer features of another content. A content that comes back has its failure entered anew.
 
     Parameters
     ----------
@@ -63,17 +63,18 @@ def standing(rows: pa.Table, keys: pa.Table) -> pa.Table:
         FeatureTable.keys(times=True).
     """
     done = complete(keys)
-    last = _last(rows, ["clip_id", "extractor"])
-    if not last.num_rows or not done.num_rows:
-        return last
-    last = last.join(done.select(_KEY), keys=_KEY, join_type="left anti")
+    found = last(rows, ["clip_id", "extractor"])
+    if not found.num_rows or not done.num_rows:
+        return found
+    found = found.join(done.select(_KEY), keys=_KEY, join_type="left anti")
     newest = done.group_by(["clip_id", "extractor"]).aggregate([("created_at", "max")])
-    last = last.join(newest, keys=["clip_id", "extractor"], join_type="left outer")
-    newer = pc.fill_null(pc.greater_equal(last["created_at_max"], last["at"]), False)
-    return last.filter(pc.invert(newer)).select(QUARANTINE.names).sort_by("clip_id")
+    found = found.join(newest, keys=["clip_id", "extractor"], join_type="left outer")
+    newer = pc.fill_null(pc.greater_equal(found["created_at_max"], found["at"]), False)
+    return found.filter(pc.invert(newer)).select(QUARANTINE.names).sort_by("clip_id")
 
 
-def _last(rows: pa.Table, by: list[str]) -> pa.Table:
+def last(rows: pa.Table, by: list[str]) -> pa.Table:
+    """The last of the QUARANTINE rows that share the columns `by`."""
     if not rows.num_rows:
         return rows
     rows = rows.sort_by([*((name, "ascending") for name in by), ("at", "ascending"), ("attempt", "ascending")])

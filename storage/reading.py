@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage import delta
-from storage.columns import FEATURES, LEVELS, ClipFeatures
+from storage.columns import FEATURES, LEVELS, RECALL, ClipFeatures
 from storage.errors import StorageError
 
 
@@ -25,7 +25,7 @@ class Reader:
         self.direction = direction
 
     def index(self, wanted: pa.Array) -> pa.Table:
-        """All columns but the features, of the wanted clips' rows, with the place of each row (file, row)."""
+        """All columns but the features, of the wanted clips' rows and recalls, with the place of each (file, row)."""
         names = ["clip_id", "segment", "num_segments", "content", "created_at", "num_frames", "fps"]
         lists = ["starts", *LEVELS]
 
@@ -38,7 +38,8 @@ class Reader:
             columns["clip"] = pc.index_in(rows["clip_id"], value_set=wanted)
             columns["file"] = pa.array(np.full(len(windows), index, np.int32))
             columns["row"] = pa.array(np.arange(len(windows)))
-            keep = pc.and_(pc.is_valid(columns["clip"]), windows.is_valid())
+            filled = pc.or_(windows.is_valid(), pc.equal(rows["segment"], RECALL))
+            keep = pc.and_(pc.is_valid(columns["clip"]), filled)
             return pa.table(columns).filter(keep).drop_columns(["clip_id"])
 
         empty = {name: pa.array([], FEATURES.field(name).type) for name in names[1:]}
@@ -151,6 +152,8 @@ def newest_complete(rows: pa.Table, contents: Sequence[str] | None) -> pa.Table:
     newest = np.maximum.reduceat(created[order], heads)
 
     lead = order[heads]
+    if (segment == RECALL).any():
+        _recall(newest, lead, clip.astype(np.int64) * (content.max() + 1) + content, segment == RECALL, created)
     whole = np.flatnonzero(sizes == parts[lead])
     best = whole[np.lexsort((-parts[lead[whole]], -content[lead[whole]], -newest[whole], clip[lead[whole]]))]
     best = best[_firsts(clip[lead[best]])]
@@ -164,6 +167,16 @@ def newest_complete(rows: pa.Table, contents: Sequence[str] | None) -> pa.Table:
     first[filled] = flat[begins[:-1][filled]]
     # In the reversed order the last segment's windows come first.
     return rows.take(chosen[np.lexsort((segment[chosen], first[chosen], clip[chosen]))]).combine_chunks()
+
+
+def _recall(newest: np.ndarray, lead: np.ndarray, pair: np.ndarray, recalls: np.ndarray, created: np.ndarray) -> None:
+    """Raise the time of each group, led by the row `lead`, to that of the last recall of its (clip, content) pair."""
+    known, place = np.unique(pair[recalls], return_inverse=True)
+    at = np.zeros(len(known), np.int64)
+    np.maximum.at(at, place, created[recalls])
+    found = np.minimum(np.searchsorted(known, pair[lead]), len(known) - 1)
+    hit = known[found] == pair[lead]
+    newest[hit] = np.maximum(newest[hit], at[found[hit]])
 
 
 def _firsts(*keys: np.ndarray) -> np.ndarray:

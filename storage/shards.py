@@ -18,10 +18,11 @@ _STORED = pa.schema([field for field in FEATURES if field.name != "extractor"]) 
 _SPLIT = [f"{direction}.features.list.element" for direction in DIRECTIONS]
 
 
-def write_shard(table: pa.Table, uri: str, extractor_id: str) -> dict[str, Any]:
+def write_shard(table: pa.Table, uri: str, extractor_id: str, *, run_id: str = "") -> dict[str, Any]:
     """Write rows as one shard of the feature table at a URI. Readers see it once it is committed.
 
     The same rows get the same name, and a shard that is there is not written again, so a repeated write is harmless.
+    When they were made does not count, unless the rows belong to one run (run_id), as recalls do.
 
     Returns
     -------
@@ -40,7 +41,7 @@ def write_shard(table: pa.Table, uri: str, extractor_id: str) -> dict[str, Any]:
     if not table.num_rows:
         raise StorageError("a shard needs at least one row")
     table = table.select(_STORED.names).cast(_STORED).sort_by([("clip_id", "ascending"), ("segment", "ascending")])
-    path = f"extractor={extractor_id}/{_digest(table)}.parquet"
+    path = f"extractor={extractor_id}/{_digest(table, run_id)}.parquet"
     target = files.join(uri, "features", path)
     size = files.size_of(target)
     if size is None:
@@ -64,9 +65,9 @@ def write_shard(table: pa.Table, uri: str, extractor_id: str) -> dict[str, Any]:
     }
 
 
-def _digest(table: pa.Table) -> str:
+def _digest(table: pa.Table, run_id: str) -> str:
     """Digest of the rows, whenever they were made."""
-    hasher = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(run_id.encode(), digest_size=16)
 
     class Sink:
         closed = False

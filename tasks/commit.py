@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from storage.commits import commit
-from tasks.shard import Written
+from storage.plan import Plan
+from tasks.shard import Written, write_recalls
 
 
 @dataclass
@@ -106,6 +107,13 @@ class Committer:
             if clip_id not in self._failed:
                 self._failed.add(clip_id)
                 totals.failed[kind] += 1
+
+    def recall(self, plan: Plan, extractor_id: str) -> int:
+        """Commit that contents seen before are those of now; returns the number of clips."""
+        if count := plan.recalled.num_rows + plan.refailed.num_rows:
+            self._waiting.append(write_recalls(plan, uri=self.uri, extractor_id=extractor_id, run_id=self.run_id))
+            self.commit()
+        return count
 
     def commit(self) -> None:
         """Commit everything that waits, in one transaction."""

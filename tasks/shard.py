@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.columns import recall_rows
 from storage.errors import StorageError
 from storage.features import FEATURES
+from storage.plan import Plan
 from storage.quarantine import QUARANTINE
 from storage.shards import write_shard
 from tasks.meters import STAGES
@@ -107,6 +109,19 @@ def write_rows(*blocks: pa.Table, uri: str, extractor_id: str, run_id: str) -> W
         micro_batch=pc.min(rows["micro_batch"]).as_py() or 0,
         ready_at=pc.min(rows["ready_at"]).as_py() or 0.0,
     )
+
+
+def write_recalls(plan: Plan, *, uri: str, extractor_id: str, run_id: str) -> Written:
+    """Write down which features, and which failures, became those of the clips' contents again."""
+    at = datetime.now(UTC)
+    shard = None
+    if plan.recalled.num_rows:
+        shard = write_shard(recall_rows(plan.recalled, extractor_id, at), uri, extractor_id, run_id=run_id)
+    count, again = plan.refailed.num_rows, plan.refailed
+    for name, value in (("run_id", run_id), ("at", at)):
+        kind = QUARANTINE.field(name)
+        again = again.set_column(QUARANTINE.get_field_index(name), kind, pa.repeat(pa.scalar(value, kind.type), count))
+    return Written(shard=shard, quarantine=again)
 
 
 def _type(name: str) -> pa.DataType:

@@ -54,11 +54,17 @@ def planned_rows(*clips: tuple[str, str], num_frames: int = 0, segment_frames: i
     return cut(pa.table(columns))
 
 
-def decoded_rows(rows: pa.Table, *, frames: int = 20, failed: Mapping[str, str] = MappingProxyType({})) -> pa.Table:
-    """DECODED rows of black frames without a decoder; the clips of `failed` fail with that kind."""
+def decoded_rows(
+    rows: pa.Table,
+    *,
+    frames: int | Mapping[str, int] = 20,
+    failed: Mapping[str, str] = MappingProxyType({}),
+) -> pa.Table:
+    """DECODED rows of black frames without a decoder, as many as given (by content); `failed` fail as told."""
     decoded, first = [], []
     for row in rows.to_pylist():
-        total, begin, end = frames, 0, frames
+        total = frames if isinstance(frames, int) else frames[row["content"]]
+        begin, end = 0, total
         if row["num_segments"] > 1:
             total = row["num_frames"]
             args = total, row["segment"], row["num_segments"], row["segment_frames"]

@@ -152,7 +152,7 @@ def planned(clips: "pa.Table", features: str, extractor: "Extractor", settings: 
 
     return plan(
         clips,
-        FeatureTable(features).keys(extractor.id),
+        FeatureTable(features).keys(extractor.id, times=True),
         quarantine.read(features, extractor.id),
         extractor.id,
         max_attempts=settings.max_attempts,
@@ -207,9 +207,10 @@ def run(
     )
     table = FeatureTable(features)
     table.put_extractor(extractor.id, extractor.to_json())
+    parts = begun(todo.todo, table.keys(extractor.id)) if todo.todo.num_rows else {}
+    committer = Committer(features, application, base, report.run_id, parts)
+    report.recalled = committer.recall(todo, extractor.id)
     if todo.todo.num_rows:
-        parts = begun(todo.todo, table.keys(extractor.id))
-        committer = Committer(features, application, base, report.run_id, parts)
         with causes(), Progress(todo.todo.num_rows) as progress:
             for written in _pipeline(todo.todo, table, extractor, weights, settings, report.run_id, address, decode):
                 committer.add(written)
@@ -219,7 +220,7 @@ def run(
                 progress.update(committer.totals)
             committer.commit()
             progress.committed(committer.totals)
-        report.take(committer.totals, time.time())
+    report.take(committer.totals, time.time())
     report.version = table.version()
     report.wall_s = time.perf_counter() - started
     write_run(features, report.run_id, asdict(report))

@@ -22,6 +22,8 @@ class Report:
         Where the backbone's weights were read, None for random ones; a model trained on the features remembers it.
     planned
         How the clips of the sources were judged; see `storage.plan.Plan`.
+    recalled
+        Clips that went back to a content whose features, or failure, are known: those are the newest again.
     done, failed
         Clips that ended in features, and in quarantine by kind.
     version, commits
@@ -42,6 +44,7 @@ class Report:
     clips: int
     planned: dict[str, int]
     weights: str | None = None
+    recalled: int = 0
     done: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     segments: int = 0
@@ -162,7 +165,8 @@ def print_report(report: Report, *, as_json: bool) -> None:
     console = Console(highlight=False)
     failed = sum(report.failed.values())
     if not report.done and not failed:
-        console.print(f"nothing to do: {_counts(report.planned)} ({report.features}, version {report.version})")
+        what = f"{report.recalled} clips went back to a known content" if report.recalled else "nothing to do"
+        console.print(f"{what}: {_counts(report.planned)} ({report.features}, version {report.version})")
         return
     table = Table(title=f"extracted by {report.extractor}", title_justify="left", show_header=False)
     table.add_column(style="bold")
@@ -179,6 +183,8 @@ def _lines(report: Report, failed: int) -> list[tuple[str, str]]:
         ("clips", f"{report.done} done, {failed} quarantined; {_counts(report.planned)}"),
         ("windows", f"{report.windows} in {report.wall_s:.1f} s"),
     ]
+    if report.recalled:
+        lines.append(("back again", f"{report.recalled} clips went back to a content that is known"))
     if failed:
         lines.append(("quarantined", ", ".join(f"{kind} {count}" for kind, count in sorted(report.failed.items()))))
     if report.speed_of_light is not None:

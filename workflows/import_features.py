@@ -115,7 +115,7 @@ def run_import(
     table, run_id, base = FeatureTable(features), new_run_id(), committed(features, application)
     todo = plan(
         clips,
-        table.keys(extractor.id),
+        table.keys(extractor.id, times=True),
         quarantine.read(features, extractor.id),
         extractor.id,
         max_attempts=max_attempts,
@@ -123,6 +123,7 @@ def run_import(
     )
     table.put_extractor(extractor.id, extractor.to_json())
     committer = Committer(features, application, base, run_id)
+    committer.recall(todo, extractor.id)
     parts = read_published(
         todo.todo, extractor.id, face=face, lists=lists, tolerance=tolerance, run_id=run_id, batch=SHARD_CLIPS
     )

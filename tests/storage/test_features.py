@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import commits
+from storage import commits, maintenance
+from storage.columns import recall_rows
 from storage.errors import StorageError
 from storage.features import FeatureTable
 from storage.shards import write_shard
@@ -73,6 +74,39 @@ def test_the_newest_complete_content_wins_and_a_content_can_be_asked_for(tmp_pat
     commit(uri, table(old), table(new, half))
     assert FeatureTable(uri).load(["a"], "forward", "e-1").features[0, 0] == 2
     assert FeatureTable(uri).load(["a"], "forward", "e-1", contents=["old"]).features[0, 0] == 1
+
+
+def test_a_content_that_is_recalled_is_the_newest_again(tmp_path):
+    uri = str(tmp_path)
+    old = [row("a", segment=s, num_segments=2, content="old", at=1, forward=windows([8 * s], 1)) for s in (0, 1)]
+    new = row("a", content="new", at=2, forward=windows([0], 2))
+    before = commit(uri, table(*old), table(new, row("b")))
+
+    def recall(content: str, at: int, run: str) -> None:
+        rows = recall_rows(table(row("a", content=content)), "e-1", EPOCH + timedelta(seconds=at))
+        shard = write_shard(rows, uri, "e-1", run_id=run)
+        commits.commit(uri, [shard], None, "app e-1", commits.committed(uri, "app e-1") + 1, run)
+
+    def read(**how: int) -> tuple[list[float], list[str]]:
+        got = FeatureTable(uri).load(["b", "a"], "forward", "e-1", **how)
+        return got.features[got.offsets[1] :, 0].tolist(), FeatureTable(uri).complete("reverse", "e-1")
+
+    assert read()[0] == [2]
+    recall("old", 3, "r1")
+    assert read() == ([1, 9], ["a", "b"])
+    recall("new", 4, "r2")
+    assert read()[0] == [2]
+    recall("old", 5, "r3")  # as in r1, but a later one
+    assert read()[0] == [1, 9]
+    assert read(version=before)[0] == [2]
+    maintenance.compact(uri)
+    assert read()[0] == [1, 9]
+    keys = FeatureTable(uri).keys(times=True)
+    assert sorted(zip(keys["clip_id"].to_pylist(), keys["content"].to_pylist(), strict=True)) == [
+        ("a", "new"), ("a", "old"), ("a", "old"), ("b", "c0"),
+    ]  # fmt: skip
+    assert maintenance.drop_stale(uri) == 2  # the other content and its recall
+    assert read()[0] == [1, 9]
 
 
 def test_a_version_pins_what_is_read(tmp_path):

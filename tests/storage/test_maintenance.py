@@ -75,6 +75,14 @@ def test_stale_rows_go_on_request_only(tmp_path):
     ]
 
 
+def test_segments_newer_than_what_readers_get_are_not_stale(tmp_path):
+    uri = str(tmp_path)
+    commit(uri, table(row("a", content="old", num_segments=2, at=1), row("a", content="read", at=2)))
+    commit(uri, table(row("a", content="coming", num_segments=2, at=3)))
+    assert maintenance.drop_stale(uri) == 1
+    assert sorted(FeatureTable(uri).keys()["content"].to_pylist()) == ["coming", "read"]
+
+
 def test_vacuum_removes_what_was_never_committed_or_was_replaced_after_a_grace_period(tmp_path):
     uri = str(tmp_path)
     commit(uri, table(row("a")), table(row("b")), bad=failed("q"))

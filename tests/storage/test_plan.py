@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import commits, quarantine
+from storage.columns import recall_rows, recalled
 from storage.features import KEYS, FeatureTable
 from storage.plan import plan
 from storage.runs import new_run_id, read_runs, write_run
@@ -56,6 +57,32 @@ def test_a_failed_clip_is_tried_until_its_attempts_are_used_up_and_again_on_requ
     assert asked.todo["attempt"].to_pylist() == [3]
     repaired = plan(clips(a="c9"), keys(), bad, "e-1", max_attempts=1)
     assert (repaired.counts["changed"], repaired.todo["attempt"].to_pylist()) == (1, [1])
+
+
+@pytest.mark.parametrize("detour", ["features", "failure"])
+def test_a_clip_that_went_to_another_content_and_back_is_made_the_newest_again(detour):
+    there = [row("a", content="c0", at=1), row("b", at=1)]
+    other = failed("a", content="c1", at=2) if detour == "failure" else NONE
+    if detour == "features":
+        there.append(row("a", content="c1", at=2))
+    back = plan(clips(a="c0", b="c0"), table(*there), other, "e-1")
+    assert (back.counts["known"], back.todo.num_rows) == (2, 0)
+    assert (back.recalled["clip_id"].to_pylist(), back.refailed.num_rows) == (["a"], 0)
+    rows = table(*there, *recall_rows(back.recalled, "e-1", EPOCH + timedelta(seconds=3)).to_pylist())
+    again = plan(clips(a="c0", b="c0"), recalled(rows), other, "e-1")
+    assert (again.todo.num_rows, again.recalled.num_rows, again.refailed.num_rows) == (0, 0, 0)
+
+
+def test_a_clip_that_went_back_to_a_content_that_failed_has_failed_again():
+    there = table(row("a", content="good", at=2))
+    bad = pa.concat_tables([failed("a", content="bad", attempt=n, at=at) for n, at in ((1, 0), (2, 1))])
+    back = plan(clips(a="bad"), there, bad, "e-1", max_attempts=2)
+    assert (back.counts["quarantined"], back.todo.num_rows, back.recalled.num_rows) == (1, 0, 0)
+    assert back.refailed["attempt"].to_pylist() == [2]
+    stamped = failed("a", content="bad", attempt=2, at=3)
+    again = plan(clips(a="bad"), there, pa.concat_tables([bad, stamped]), "e-1", max_attempts=2)
+    assert (again.counts["quarantined"], again.refailed.num_rows) == (1, 0)
+    assert quarantine.standing(pa.concat_tables([bad, stamped]), there)["content"].to_pylist() == ["bad"]
 
 
 def test_nothing_to_do_is_an_empty_plan():

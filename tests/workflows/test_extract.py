@@ -204,6 +204,22 @@ def test_only_what_is_new_or_changed_is_extracted_and_what_is_gone_stays_known(t
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
 
 
+def test_a_clip_that_changes_and_changes_back_is_read_as_it_is_without_extracting_it_again(tmp_path: Path) -> None:
+    many(tmp_path / "v", ["a", "b"])
+    extract_all(tmp_path / "v", tmp_path / "t")
+    first = vectors(tmp_path / "t", "b")["forward"]
+    os.link(tmp_path / "v" / "b.mp4", tmp_path / "kept.mp4")
+    encode(tmp_path / "new.mp4", frames=24).replace(tmp_path / "v" / "b.mp4")
+    assert extract_all(tmp_path / "v", tmp_path / "t").done == 1
+    assert len(vectors(tmp_path / "t", "b")["forward"]) == 3
+    (tmp_path / "kept.mp4").replace(tmp_path / "v" / "b.mp4")
+    back = extract_all(tmp_path / "v", tmp_path / "t")
+    assert (back.planned["known"], back.done, back.recalled) == (2, 0, 1)
+    assert np.array_equal(vectors(tmp_path / "t", "b")["forward"], first)
+    assert account(tmp_path / "t") == {"a": "features", "b": "features"}
+    assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
+
+
 def test_a_new_extractor_extracts_everything_beside_the_old_features(tmp_path: Path) -> None:
     many(tmp_path / "v", ["a", "b"])
     extract_all(tmp_path / "v", tmp_path / "t")

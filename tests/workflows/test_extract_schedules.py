@@ -20,6 +20,7 @@ from storage.clips import CLIPS
 from storage.commits import committed
 from storage.errors import FencedOut
 from storage.features import FeatureTable
+from storage.plan import Plan
 from storage.runs import new_run_id
 from tasks.commit import Committer
 from tasks.extract import ExtractFeatures
@@ -55,6 +56,10 @@ class Archive(RuleBasedStateMachine):
         self.uri = tempfile.mkdtemp(prefix="schedules-")
         self.clips: dict[str, Clip] = {}
         self.written = 0
+        self.former: dict[str, list[Clip]] = {}  # what each clip ever was
+        self.asked: dict[tuple[str, str], int] = {}  # (clip, content) -> when it was last extracted or asked for again
+        self.parts: dict[tuple[str, str], int] = {}  # its number of segments
+        self.clock = 0
         self.rows: set[tuple[str, int, str]] = set()  # (clip, segment, content) that are committed
         self.tries: Counter[tuple[str, str]] = Counter()  # (clip, content) -> failures that are committed
         self.settled = False  # whether the last run ended and nothing happened since
@@ -67,6 +72,15 @@ class Archive(RuleBasedStateMachine):
         """Add a clip, or change one."""
         self.written += 1
         self.clips[name] = Clip(f"v{self.written}", good)
+        self.former.setdefault(name, []).append(self.clips[name])
+        self.settled = False
+
+    @precondition(lambda self: self.former)
+    @rule(data=st.data())
+    def put_back_what_it_was(self, data: st.DataObject) -> None:
+        """A restored backup, a branch checked out again: a content that was there before."""
+        name = data.draw(st.sampled_from(sorted(self.former)))
+        self.clips[name] = data.draw(st.sampled_from(self.former[name]))
         self.settled = False
 
     @precondition(lambda self: self.clips)
@@ -116,14 +130,14 @@ class Archive(RuleBasedStateMachine):
             maintenance.drop_stale(self.uri)
             kept = FeatureTable(self.uri).keys(null().id)
             left = set(zip(*(kept[name].to_pylist() for name in ("clip_id", "segment", "content")), strict=True))
-            newest = {
-                name: max((c for n, _, c in self.rows if n == name), key=lambda c: int(c[1:])) for name, *_ in left
-            }
-            assert {row for row in self.rows if row[2] == newest.get(row[0])} <= left <= self.rows
+            whole = {key for key, parts in self.parts.items() if sum(row[::2] == key for row in self.rows) == parts}
+            newest = {name: max((self.asked[key], key[1]) for key in whole if key[0] == name) for name, _ in whole}
+            read = {row for row in self.rows if newest.get(row[0], ("", ""))[1] == row[2]}
+            assert read <= left <= self.rows
             self.rows = left
         maintenance.vacuum(self.uri, grace_hours=0)
 
-    def _plan(self, retry: bool = False) -> tuple[int, pa.Table, dict[tuple[str, int], int]] | tuple[()]:
+    def _plan(self, retry: bool = False) -> tuple[int, Plan, pa.Table, dict[tuple[str, int], int]] | tuple[()]:
         clips = pa.Table.from_pylist(
             [
                 {"clip_id": name, "uri": name, "kind": "video", "content": clip.content, "size": 1}
@@ -132,8 +146,9 @@ class Archive(RuleBasedStateMachine):
             schema=CLIPS,
         )
         base = committed(self.uri, APP)
-        todo = planned(clips, self.uri, null(), Settings(retry_quarantined=retry)).todo
-        if not todo.num_rows:
+        plan = planned(clips, self.uri, null(), Settings(retry_quarantined=retry))
+        todo = plan.todo
+        if not todo.num_rows + plan.recalled.num_rows + plan.refailed.num_rows:
             return ()
         long = [name.endswith("long") for name in todo["clip_id"].to_pylist()]
         probed = todo.append_column("num_frames", pa.array([LONG * flag for flag in long], pa.int64()))
@@ -142,7 +157,7 @@ class Archive(RuleBasedStateMachine):
         rows = without_done(cut(probed), keys, null().id)
         wanted = set(zip(*(rows[name].to_pylist() for name in ("clip_id", "segment", "content")), strict=True))
         assert not wanted & self.rows, "what is there would be done again"
-        return base, rows, begun(todo, keys)
+        return base, plan, rows, begun(todo, keys)
 
     def _run(self, at: int | None = None, death: str = "", retry: bool = False, batch: int = 2) -> None:
         plan = self._plan(retry)
@@ -154,6 +169,7 @@ class Archive(RuleBasedStateMachine):
     def _commit_all(
         self,
         base: int,
+        plan: Plan,
         rows: pa.Table,
         parts: dict[tuple[str, int], int],
         at: int | None = None,
@@ -163,13 +179,18 @@ class Archive(RuleBasedStateMachine):
         """Every few rows a shard and a commit, with a death on the way."""
         run_id = new_run_id()
         committer = Committer(self.uri, APP, base, run_id, parts)
+        committer.recall(plan, null().id)
+        self.clock += 1
+        for row in plan.recalled.to_pylist():
+            self.asked[row["clip_id"], row["content"]] = self.clock
         failed = {name: "decode_error" for name, clip in self.clips.items() if not clip.good}
+        frames = {clip.content: 20 + int(clip.content[1:]) for clip in self.clips.values()}
         for number, first in enumerate(range(0, rows.num_rows, size)):
             batch = rows.slice(first, size)
             now = death if number == at else ""
             if now == "before the write":
                 raise Killed
-            done = STAGE(decoded_rows(batch, failed=failed))
+            done = STAGE(decoded_rows(batch, frames=frames, failed=failed))
             committer.add(write_rows(done, uri=self.uri, extractor_id=null().id, run_id=run_id))
             if now == "before the commit":
                 raise Killed
@@ -177,6 +198,9 @@ class Archive(RuleBasedStateMachine):
             for row in batch.to_pylist():
                 if row["clip_id"] not in failed:
                     self.rows.add((row["clip_id"], row["segment"], row["content"]))
+                    self.clock += 1
+                    self.asked[row["clip_id"], row["content"]] = self.clock
+                    self.parts[row["clip_id"], row["content"]] = row["num_segments"]
                 elif not lost:
                     self.tries[row["clip_id"], row["content"]] += 1
             if lost or now == "after the commit":
@@ -215,6 +239,10 @@ class Archive(RuleBasedStateMachine):
         if loaded:
             contents = [self.clips[name].content for name in loaded]
             FeatureTable(self.uri).load(loaded, "forward", null().id, contents=contents)
+        short = [name for name in loaded if not name.endswith("long")]
+        if short:  # whoever asks for no content gets that of now
+            read = FeatureTable(self.uri).load(short, "forward", null().id)
+            assert read.num_frames.tolist() == [20 + int(self.clips[name].content[1:]) for name in short]
 
 
 def _die(*_: object, **__: object) -> None:
