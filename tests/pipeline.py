@@ -13,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from pthnet.extractor import Extractor
+from pthnet.pixels import shipped_size
 from pthnet.windows import segment_windows
 from storage import quarantine
 from storage.columns import complete
 from storage.features import FeatureTable
 from tasks.decode import Decoded
 from tasks.decode_rows import attach, decode_rows
+from tasks.extract import ExtractFeatures
 from tasks.resolve import resolve_extractor
-from tasks.segments import cut
+from tasks.segments import cut, whole_rows
 from tests.videos import encode
 from workflows.extract import Report, Settings, listed, run
 
@@ -111,6 +113,28 @@ def many(folder: Path, names: list[str], *, frames: int = 6) -> Path:
     for name in names:
         os.link(source, folder / f"{name}.mp4")
     return folder
+
+
+def alone(videos: Path | str) -> dict[str, dict[str, np.ndarray]]:
+    """By clip below a folder what `vectors` must give: each decoded whole and computed by itself, without Ray."""
+    extractor = tiny()
+    stage = ExtractFeatures(
+        extractor, threads=2, measure=False
+    )  # a forward pass adds in an order of its threads' number
+    size = shipped_size(extractor.precision, extractor.image_size)
+    clips = listed([str(videos)])
+    rows = cut(whole_rows(clips.append_column("attempt", pa.repeat(pa.scalar(1, pa.int32()), clips.num_rows))))
+    out = {}
+    for index, clip_id in enumerate(rows["clip_id"].to_pylist()):
+        how = {"image_size": size[0] if size else None, "timeout_s": 60.0, "whole_limit": 1 << 20}
+        done = stage(decode_rows(rows.slice(index, 1), **how)).to_pylist()[0]  # type: ignore[arg-type]
+        assert done["status"] == "ok", done
+        out[clip_id] = {}
+        for direction in ("forward", "reverse"):
+            found = done[direction]
+            matrix = np.array(found.pop("features"), np.float32).reshape(len(found["starts"]), -1)
+            out[clip_id] |= {direction: matrix, **{f"{direction} {name}": np.array(found[name]) for name in found}}
+    return out
 
 
 def account(features: Path | str, extractor: str | None = None) -> dict[str, str]:

@@ -23,6 +23,7 @@ from tests.pipeline import (
     OPTIONS,
     SETTINGS,
     account,
+    alone,
     assert_nothing_to_do,
     extract_all,
     local_ray,
@@ -32,7 +33,7 @@ from tests.pipeline import (
 )
 from tests.videos import encode
 from workflows import cli
-from workflows.extract import listed, run
+from workflows.extract import listed, planned, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,10 +80,9 @@ def bad_files(folder: Path) -> dict[str, set[str]]:
 def test_one_bad_file_of_every_kind_stops_nothing_and_harms_no_neighbour(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, bad = good_files(tmp_path / "all"), bad_files(tmp_path / "all")
+    good = good_files(tmp_path / "all")
     shutil.copytree(tmp_path / "all", tmp_path / "good")
-    for clip_id in bad:
-        (tmp_path / "good" / f"{clip_id}.mp4").unlink()
+    bad = bad_files(tmp_path / "all")
     report = extract_all(tmp_path / "all", tmp_path / "table")
     found = account(tmp_path / "table")
     assert set(found) == set(good) | set(bad)
@@ -91,11 +91,10 @@ def test_one_bad_file_of_every_kind_stops_nothing_and_harms_no_neighbour(
         assert found[clip_id] in outcomes, clip_id
     assert report.done + sum(report.failed.values()) == len(found)
 
-    extract_all(tmp_path / "good", tmp_path / "alone")
+    expected = alone(tmp_path / "good")
     for clip_id, frames in good.items():
-        together, alone = vectors(tmp_path / "table", clip_id), vectors(tmp_path / "alone", clip_id)
-        assert all(np.array_equal(together[name], alone[name]) for name in alone), clip_id
-        assert len(alone["forward high"]) == max(1, -(-(frames - 16) // 4) + 1)
+        check_equal(vectors(tmp_path / "table", clip_id), expected[clip_id], clip_id)
+        assert len(expected[clip_id]["forward high"]) == max(1, -(-(frames - 16) // 4) + 1)
 
     assert_nothing_to_do(tmp_path / "all", tmp_path / "table", times=20)
     capsys.readouterr()
@@ -103,17 +102,22 @@ def test_one_bad_file_of_every_kind_stops_nothing_and_harms_no_neighbour(
     again = json.loads(capsys.readouterr().out)
     assert (again["done"], again["planned"]["known"]) == (0, report.done)
     runs = read_runs(str(tmp_path / "table"))
-    assert len(runs) == 22
+    assert len(runs) == 22  # one, twenty, and the command line's
     assert runs[0]["failed"] == report.failed
     assert {"decode", "wait", "forward", "write", "commit"} <= set(runs[0]["seconds"])
     assert runs[0]["windows"] == report.windows > 0
+
+
+def check_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], clip_id: str) -> None:
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values), f"{clip_id}: {name}"
 
 
 def test_a_decoder_that_hangs_or_dies_costs_its_own_clip_only(tmp_path: Path) -> None:
     names = [f"{i:02d}" for i in range(44)]
     many(tmp_path / "v", [*names, "hang", "segfault", "abort", "half"])
     # Three rows to a block here: each of the four has neighbours that its decoder would take along.
-    extract_all(tmp_path / "v", tmp_path / "t", decode=BAD_READER, decode_timeout_s=8.0)
+    extract_all(tmp_path / "v", tmp_path / "t", decode=BAD_READER, decode_timeout_s=5.0)
     kinds = {"hang": "decode_timeout", "segfault": "decode_crash", "abort": "decode_crash", "half": "decode_crash"}
     assert account(tmp_path / "t") == dict.fromkeys(names, "features") | kinds
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
@@ -170,7 +174,8 @@ def test_what_a_user_puts_right_comes_out_of_a_worker_as_it_is(tmp_path: Path) -
     with pytest.raises(StorageError, match=r"^no space left for copies of 1 clips$"):
         extract_all(tmp_path / "v", tmp_path / "t", decode=without_space)
     assert account(tmp_path / "t") == {}
-    assert extract_all(tmp_path / "v", tmp_path / "t").done == 2
+    again = planned(listed([str(tmp_path / "v")]), str(tmp_path / "t"), tiny(), SETTINGS)
+    assert again.counts["new"] == again.todo.num_rows == 2
 
 
 def test_a_clip_that_changes_after_planning_is_taken_by_the_next_run(tmp_path: Path) -> None:
@@ -186,9 +191,24 @@ def test_a_clip_that_changes_after_planning_is_taken_by_the_next_run(tmp_path: P
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
 
 
-def test_only_what_is_new_or_changed_is_extracted_and_what_is_gone_stays_known(tmp_path: Path) -> None:
-    many(tmp_path / "v", ["a", "b", "c"])
-    extract_all(tmp_path / "v", tmp_path / "t")
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of three clips and its table."""
+    root = tmp_path_factory.mktemp("extracted")
+    many(root / "v", ["a", "b", "c"])
+    assert extract_all(root / "v", root / "t").done == 3
+    return root
+
+
+@pytest.fixture
+def known(extracted: Path, tmp_path: Path) -> Path:
+    """A copy of it, which is as well known."""
+    shutil.copytree(extracted, tmp_path, dirs_exist_ok=True)
+    assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
+    return tmp_path
+
+
+def test_only_what_is_new_or_changed_is_extracted_and_what_is_gone_stays_known(known: Path, tmp_path: Path) -> None:
     before = FeatureTable(str(tmp_path / "t")).version()
     first = vectors(tmp_path / "t", "b")
     encode(tmp_path / "new.mp4", frames=24).replace(tmp_path / "v" / "b.mp4")
@@ -204,9 +224,9 @@ def test_only_what_is_new_or_changed_is_extracted_and_what_is_gone_stays_known(t
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
 
 
-def test_a_clip_that_changes_and_changes_back_is_read_as_it_is_without_extracting_it_again(tmp_path: Path) -> None:
-    many(tmp_path / "v", ["a", "b"])
-    extract_all(tmp_path / "v", tmp_path / "t")
+def test_a_clip_that_changes_and_changes_back_is_read_as_it_is_without_extracting_it_again(
+    known: Path, tmp_path: Path
+) -> None:
     first = vectors(tmp_path / "t", "b")["forward"]
     os.link(tmp_path / "v" / "b.mp4", tmp_path / "kept.mp4")
     encode(tmp_path / "new.mp4", frames=24).replace(tmp_path / "v" / "b.mp4")
@@ -214,19 +234,17 @@ def test_a_clip_that_changes_and_changes_back_is_read_as_it_is_without_extractin
     assert len(vectors(tmp_path / "t", "b")["forward"]) == 3
     (tmp_path / "kept.mp4").replace(tmp_path / "v" / "b.mp4")
     back = extract_all(tmp_path / "v", tmp_path / "t")
-    assert (back.planned["known"], back.done, back.recalled) == (2, 0, 1)
+    assert (back.planned["known"], back.done, back.recalled) == (3, 0, 1)
     assert np.array_equal(vectors(tmp_path / "t", "b")["forward"], first)
-    assert account(tmp_path / "t") == {"a": "features", "b": "features"}
+    assert account(tmp_path / "t") == dict.fromkeys("abc", "features")
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
 
 
-def test_a_new_extractor_extracts_everything_beside_the_old_features(tmp_path: Path) -> None:
-    many(tmp_path / "v", ["a", "b"])
-    extract_all(tmp_path / "v", tmp_path / "t")
+def test_a_new_extractor_extracts_everything_beside_the_old_features(known: Path, tmp_path: Path) -> None:
     old = vectors(tmp_path / "t", "a")["forward"]
     report = extract_all(tmp_path / "v", tmp_path / "t", seed=1)
-    assert report.planned["new"] == 2
-    assert account(tmp_path / "t") == account(tmp_path / "t", tiny(1).id) == {"a": "features", "b": "features"}
+    assert report.planned["new"] == 3
+    assert account(tmp_path / "t") == account(tmp_path / "t", tiny(1).id) == dict.fromkeys("abc", "features")
     assert np.array_equal(vectors(tmp_path / "t", "a")["forward"], old)
     assert not np.array_equal(vectors(tmp_path / "t", "a", tiny(1).id)["forward"], old)
     assert set(FeatureTable(str(tmp_path / "t")).extractors()) == {tiny().id, tiny(1).id}
@@ -237,7 +255,8 @@ def test_a_failing_clip_is_tried_as_often_as_allowed_and_judged_by_the_exit_code
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     many(tmp_path / "v", ["a", "b", "c"])
-    (tmp_path / "v" / "bad.mp4").write_text("no video")
+    for name in ("bad", "worse"):
+        (tmp_path / "v" / f"{name}.mp4").write_text("no video")
     command = ["extract", str(tmp_path / "v"), "--features", str(tmp_path / "t"), *OPTIONS, "--json"]
 
     def reported(*more: str, code: int = 0) -> dict[str, Any]:
@@ -245,29 +264,29 @@ def test_a_failing_clip_is_tried_as_often_as_allowed_and_judged_by_the_exit_code
         assert cli.run([*command, *more]) == code
         return json.loads(capsys.readouterr().out)
 
-    assert reported("--dry-run")["planned"]["new"] == 4
+    assert reported("--dry-run")["planned"]["new"] == 5
     assert not (tmp_path / "t").exists()
-    assert reported("--max-failure-rate", "0.3")["failed"] == {"decode_error": 1}
-    assert reported()["planned"] == {"new": 0, "changed": 0, "retried": 0, "known": 3, "quarantined": 1}
-    assert reported("--max-attempts", "2", code=1)["planned"]["retried"] == 1
-    assert reported("--max-attempts", "2")["planned"]["quarantined"] == 1
-    assert reported("--retry-quarantined", code=1)["failed"] == {"decode_error": 1}
-    assert account(tmp_path / "t") == {"a": "features", "b": "features", "c": "features", "bad": "decode_error"}
+    assert reported("--max-failure-rate", "0.4")["failed"] == {"decode_error": 2}
+    assert reported()["planned"] == {"new": 0, "changed": 0, "retried": 0, "known": 3, "quarantined": 2}
+    assert reported("--max-attempts", "2", code=1)["planned"]["retried"] == 2
+    assert reported("--max-attempts", "2")["planned"]["quarantined"] == 2
+    failed = {"bad": "decode_error", "worse": "decode_error"}
+    assert account(tmp_path / "t") == dict.fromkeys("abc", "features") | failed
     encode(tmp_path / "mended.mp4", frames=6).replace(tmp_path / "v" / "bad.mp4")
-    assert reported()["done"] == 1
-    assert set(account(tmp_path / "t").values()) == {"features"}
+    last = reported("--retry-quarantined", "--max-failure-rate", "0.4", code=1)
+    assert (last["planned"]["changed"], last["planned"]["retried"]) == (1, 1)
+    assert (last["done"], last["failed"]) == (1, {"decode_error": 1})
+    assert account(tmp_path / "t") == dict.fromkeys(["a", "b", "c", "bad"], "features") | {"worse": "decode_error"}
 
 
 def test_a_long_video_in_segments_gives_the_features_of_the_whole_exactly(tmp_path: Path) -> None:
     encode(tmp_path / "v" / "long.mp4", frames=203)
     encode(tmp_path / "v" / "phone.mp4", frames=150, size=(48, 32), rotation=90)
     encode(tmp_path / "v" / "av1.mkv", "av1", frames=130)
-    whole = extract_all(tmp_path / "v", tmp_path / "whole")
-    cut = extract_all(tmp_path / "v", tmp_path / "cut", segment_frames=64)
-    assert (whole.segments, cut.segments, cut.done) == (3, 3 + 3 + 2, 3)
-    for clip_id in ("long", "phone", "av1"):
-        expected, found = vectors(tmp_path / "whole", clip_id), vectors(tmp_path / "cut", clip_id)
-        assert all(np.array_equal(expected[name], found[name]) for name in expected), clip_id
+    report = extract_all(tmp_path / "v", tmp_path / "cut", segment_frames=64)
+    assert (report.segments, report.done) == (3 + 3 + 2, 3)
+    for clip_id, whole in alone(tmp_path / "v").items():
+        check_equal(vectors(tmp_path / "cut", clip_id), whole, clip_id)
     assert_nothing_to_do(tmp_path / "v", tmp_path / "cut", segment_frames=64)
 
 
