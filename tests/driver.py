@@ -9,7 +9,8 @@ CUE is one of
     full:PATH   fill the disk that PATH lies on after the first commit; when the command has failed, free it and run the
                 command again
 
-Every batch makes a commit of its own, except with wait.
+Every batch makes a commit of its own, except with wait. Where PTHNET_TURN names a path, everything is imported and Ray
+joined first; the command begins once that path is there.
 """
 
 import os
@@ -17,12 +18,14 @@ import signal
 import sys
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import storage.quarantine
 import tasks.commit
 import workflows.extract
+from cluster.connect import connect
 from tests.pipeline import BAD_READER
 from workflows import cli
 
@@ -66,8 +69,22 @@ def fill(ballast: Path) -> None:
             print("filled:", error, file=sys.stderr, flush=True)
 
 
+def await_turn(turn: Path) -> None:
+    """Do what takes most of a command's time, then wait until it is this one's turn, or until nobody will say so."""
+    for name in ("torch", "deltalake", "ray.data", "tasks.resolve", "tasks.extract", "pthnet.backbone"):
+        import_module(name)
+    connect()
+    parent = os.getppid()
+    while not turn.exists():
+        if os.getppid() != parent:
+            sys.exit("whose turn it is will not be said any more")
+        time.sleep(0.02)
+
+
 def main() -> int:
     """Run the command line with the cue."""
+    if turn := os.environ.get("PTHNET_TURN"):
+        await_turn(Path(turn))
     cue, _, where = sys.argv[1].partition(":")
     tasks.commit.commit = partial(cued_commit, cue, where)
     small = {"measure": False} if cue == "wait" else {"shard_bytes": 1, "batch_clips": 4, "measure": False}

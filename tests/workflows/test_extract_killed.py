@@ -32,11 +32,12 @@ class Driver:
     ) -> None:
         self.videos, self.features = videos, features
         self.token = secrets.token_hex(8)
+        self.turn = videos.parent / f"turn-{self.token}"
         root = Path(__file__).resolve().parents[2]
         env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         env |= {"PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)]), "PTHNET_TEST": self.token}
         if address:
-            env["RAY_ADDRESS"] = address
+            env |= {"RAY_ADDRESS": address, "PTHNET_TURN": str(self.turn)}
         program = [sys.executable, "-m", "tests.driver", cue]
         command = [
             *within,
@@ -58,6 +59,10 @@ class Driver:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+
+    def go(self) -> None:
+        """Let one that joined a running Ray begin."""
+        self.turn.touch()
 
     def ended(self) -> tuple[int, str]:
         """Exit code and what it said on stderr."""
@@ -109,17 +114,25 @@ def on_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             driver.clear()
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Driver]]:
-    started: list[Driver] = []
+DYING = ("before:1", "between:1", "after:1")
 
-    def start(*arguments: object, **how: object) -> Driver:
-        started.append(Driver(*arguments, **how))  # type: ignore[arg-type]
-        return started[-1]
 
-    yield start
-    for driver in started:
-        driver.clear()
+@pytest.fixture(scope="module", autouse=True)
+def in_turn(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Driver]]:
+    """Drivers that share one Ray, started side by side too; each begins when it is told to."""
+    started = {}
+    try:
+        folder = tmp_path_factory.mktemp("dying")
+        archive(folder / "v")
+        for cue in DYING:
+            started[cue] = Driver(cue, folder / "v", folder / "t", cluster)
+        folder = tmp_path_factory.mktemp("slow")
+        archive(folder / "v")
+        started["slow"] = Driver(f"wait:{folder / 'cue'}", folder / "v", folder / "t", cluster)
+        yield started
+    finally:
+        for driver in started.values():
+            driver.clear()
 
 
 def until(event: Callable[[], bool], driver: Driver | None = None) -> None:
@@ -131,52 +144,54 @@ def until(event: Callable[[], bool], driver: Driver | None = None) -> None:
         time.sleep(0.02)
 
 
-def archive(folder: Path, clips: int = 12) -> dict[str, str]:
-    """Good clips and two bad ones, the first and the last; what has to become of them."""
-    many(folder, [f"{i:02d}" for i in range(clips)])
+GOOD = [f"{i:02d}" for i in range(12)]
+WANTED = dict.fromkeys(GOOD, "features") | {"!bad": "decode_error", "~bad": "decode_error"}
+
+
+def archive(folder: Path) -> None:
+    """Good clips and two bad ones, the first and the last."""
+    many(folder, GOOD)
     for name in ("!bad", "~bad"):
         (folder / f"{name}.mp4").write_text("no video")
-    return {f"{i:02d}": "features" for i in range(clips)} | {"!bad": "decode_error", "~bad": "decode_error"}
 
 
-def test_a_driver_killed_again_and_again_leaves_every_clip_exactly_once(
-    tmp_path: Path, cluster: str, start: Callable[..., Driver]
-) -> None:
-    wanted = archive(tmp_path / "v")
+def test_a_driver_killed_again_and_again_leaves_every_clip_exactly_once(in_turn: dict[str, Driver]) -> None:
+    videos, table = in_turn[DYING[0]].videos, in_turn[DYING[0]].features
     seen: list[set[str]] = []
     # Before the first commit; with features visible and their failures not; between two commits, after the first.
-    for cue in ("before:1", "between:1", "after:1"):
-        driver = start(cue, tmp_path / "v", tmp_path / "t", cluster)
-        code, said = driver.ended()
+    for cue in DYING:
+        in_turn[cue].go()
+        code, said = in_turn[cue].ended()
         assert code == -signal.SIGKILL, said
-        found = account(tmp_path / "t")
-        assert found.items() <= wanted.items()
+        found = account(table)
+        assert found.items() <= WANTED.items()
         seen.append(set(found))
     assert not seen[0]
     assert seen[1]
     assert not seen[1] & {"!bad", "~bad"}
     assert seen[1] < seen[2]
-    report = extract_all(tmp_path / "v", tmp_path / "t")
-    assert report.done + sum(report.failed.values()) == len(wanted) - len(seen[2])
-    assert account(tmp_path / "t") == wanted
-    assert_nothing_to_do(tmp_path / "v", tmp_path / "t", times=20)
+    report = extract_all(videos, table)
+    assert report.done + sum(report.failed.values()) == len(WANTED) - len(seen[2])
+    assert account(table) == WANTED
+    assert_nothing_to_do(videos, table, times=20)
 
 
 def test_of_two_runs_at_once_one_is_fenced_out_and_nothing_is_lost(
-    tmp_path: Path, cluster: str, start: Callable[..., Driver]
+    in_turn: dict[str, Driver],
 ) -> None:
-    wanted = archive(tmp_path / "v")
-    slow = start(f"wait:{tmp_path / 'cue'}", tmp_path / "v", tmp_path / "t", cluster)
-    until((tmp_path / "cue.here").exists, slow)
-    extract_all(tmp_path / "v", tmp_path / "t")
-    assert account(tmp_path / "t") == wanted
-    (tmp_path / "cue.go").touch()
+    slow = in_turn["slow"]
+    videos, table = slow.videos, slow.features
+    slow.go()
+    until((videos.parent / "cue.here").exists, slow)
+    extract_all(videos, table)
+    assert account(table) == WANTED
+    (videos.parent / "cue.go").touch()
     code, said = slow.ended()
     assert code == 2
     assert "another run of 'pthnet/" in said.splitlines()[-1]
     assert "Traceback" not in said
-    assert account(tmp_path / "t") == wanted
-    assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
+    assert account(table) == WANTED
+    assert_nothing_to_do(videos, table)
 
 
 def test_ctrl_c_ends_a_run_and_its_local_ray_and_the_same_command_resumes(

@@ -7,7 +7,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,16 +20,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from storage import maintenance, quarantine
 from storage.clips import CLIPS
-from storage.commits import committed
+from storage.commits import commit, committed
 from storage.errors import FencedOut
 from storage.features import FeatureTable
 from storage.plan import Plan
 from storage.runs import new_run_id
 from tasks.commit import Committer
 from tasks.extract import ExtractFeatures
-from tasks.segments import begun, cut, without_done
-from tasks.shard import write_rows
+from tasks.segments import begun, cut, whole_rows, without_done
+from tasks.shard import Written, write_rows
 from tests.pipeline import account, decoded_rows, null
+from workflows import extract
 from workflows.extract import Settings, planned
 
 STAGE = ExtractFeatures(null(), measure=False)
@@ -243,6 +247,25 @@ class Archive(RuleBasedStateMachine):
         if short:  # whoever asks for no content gets that of now
             read = FeatureTable(self.uri).load(short, "forward", null().id)
             assert read.num_frames.tolist() == [20 + int(self.clips[name].content[1:]) for name in short]
+
+
+def test_what_another_run_commits_after_our_plan_fences_us_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mp4").write_text("never decoded here")
+
+    def overtaken(*arguments: Any) -> Plan:
+        plan = planned(*arguments)
+        commit(str(tmp_path), [], None, APP, committed(str(tmp_path), APP) + 1, "another run")
+        return plan
+
+    def pipeline(todo: pa.Table, *_: Any) -> Iterator[Written]:
+        rows = STAGE(decoded_rows(cut(whole_rows(todo))))
+        yield write_rows(rows, uri=str(tmp_path), extractor_id=null().id, run_id="ours")
+
+    monkeypatch.setattr(extract, "planned", overtaken)
+    monkeypatch.setattr(extract, "_pipeline", pipeline)
+    with pytest.raises(FencedOut, match="another run"):
+        extract.run(extract.listed([str(tmp_path)]), str(tmp_path), null())
+    assert account(tmp_path, null().id) == {}
 
 
 def _die(*_: object, **__: object) -> None:
