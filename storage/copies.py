@@ -12,6 +12,7 @@ from storage import files
 from storage.clips import frame_names, frames_content, sha256_content
 from storage.errors import Unreadable
 from storage.files import ATTEMPTS, Entry
+from storage.refusals import is_refusal
 
 _BLOCK = 1 << 20  # bytes held while an object is downloaded
 
@@ -46,7 +47,7 @@ def local_copy(uri: str, kind: str = "video", *, content: str | None = None) -> 
         except Unreadable:
             raise
         except Exception as error:
-            if files.is_refusal(error):
+            if is_refusal(error):
                 raise Unreadable("access_denied", f"{uri}: S3 refused to give this object") from None
             raise
         yield path

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from storage.errors import StorageError
+from storage.refusals import is_refusal
 
 # Several S3 servers refuse the trailing checksums that the AWS SDKs of 2025 add by default. The SDK inside pyarrow
 # reads this once, when its first S3 client is made, hence at import.
@@ -149,13 +150,6 @@ def delta_options(uri: str) -> dict[str, str] | None:
     return options
 
 
-_REFUSED = (
-    "accessdenied", "access_denied", "invalidaccesskeyid", "invalid_access_key", "signaturedoesnotmatch",
-    "signature_does_not_match", "403", "forbidden", "expiredtoken", "invalidtoken", "unable to locate credentials",
-    "unrecognizedclient", "no credentials",
-)  # fmt: skip
-
-
 _FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
 
 
@@ -165,11 +159,6 @@ def scrub(text: str) -> str:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
     return " ".join(text.split())
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether an error of pyarrow, boto3 or Delta says that the credentials were refused."""
-    return isinstance(error, PermissionError) or any(word in str(error).lower() for word in _REFUSED)
 
 
 def is_full(error: BaseException) -> bool:
