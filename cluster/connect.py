@@ -69,6 +69,15 @@ def smallest_node() -> float | None:
     return min((float(size) for size in sizes if size), default=None)
 
 
+def working_nodes() -> dict[str, Any]:
+    """Options that keep what reserves no CPU off the nodes that have none: a cluster's head is not for work."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    idle = [node["NodeID"] for node in nodes if not node["Resources"].get("CPU")]
+    return {"label_selector": {"ray.io/node-id": f"!in({','.join(idle)})"}} if 0 < len(idle) < len(nodes) else {}
+
+
 def _join(wanted: str, quiet: dict[str, Any]) -> None:
     import ray
     from ray.exceptions import AuthenticationError

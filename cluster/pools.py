@@ -5,7 +5,7 @@ Pure arithmetic over what `ray.cluster_resources()` reports, so a workflow can p
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cluster.errors import ClusterError
@@ -34,7 +34,7 @@ class Pools:
     decode_tasks
         Decode tasks that may run at once.
     decode_cpus
-        What each decode task reserves.
+        What each decode task reserves; 0 where the actors reserve the cores of decoding too.
     device
         Where the forward pass runs.
     """
@@ -59,6 +59,7 @@ def pool_sizes(
     gpu_fraction: float = 1.0,
     actor_cpus: float | None = None,
     decode_cpus: float = 1.0,
+    together: bool = False,
 ) -> Pools:
     """Split a cluster between decoding and the forward pass.
 
@@ -82,6 +83,10 @@ def pool_sizes(
         CPUs per forward actor; None means 1 beside a GPU, and a node-sized group of at most 8 on CPU.
     decode_cpus
         CPUs per decode task.
+    together
+        On CPU, let each actor reserve the cores of the decoding that feeds it, and decode tasks none. Two runs on one
+        cluster, or the actors of lost nodes, can then never hold every core while nobody decodes for them: an actor
+        that finds no room waits.
 
     Returns
     -------
@@ -121,7 +126,8 @@ def pool_sizes(
         # one "node:ADDRESS" entry each, plus a second one for the head
         nodes = sum(amount for name, amount in resources.items() if name.startswith("node:") and name != HEAD_RESOURCE)
         node_cpus = max(1.0, math.floor(have_cpus / nodes)) if nodes and have_cpus else None
-    return _on_cpus(min(have_cpus, cpus) or cpus, cpus, node_cpus, actor_cpus, decode_cpus)
+    pools, room = _on_cpus(min(have_cpus, cpus) or cpus, cpus, node_cpus, actor_cpus, decode_cpus)
+    return _together(pools, room) if together else pools
 
 
 def pool_options(where: str | None) -> dict[str, Any]:
@@ -192,10 +198,18 @@ def _on_gpus(cpus: float, now: float, later: float, fraction: float, actor_cpus:
     )
 
 
-def _on_cpus(now: float, later: float, node_cpus: float | None, actor_cpus: float | None, decode_cpus: float) -> Pools:
+def _together(pools: Pools, room: float) -> Pools:
+    each = pools.actor_cpus + pools.decode_tasks * pools.decode_cpus / pools.gpu_actors
+    return replace(pools, actor_cpus=math.floor(min(each, room) * 10_000) / 10_000, decode_cpus=0.0)
+
+
+def _on_cpus(
+    now: float, later: float, node_cpus: float | None, actor_cpus: float | None, decode_cpus: float
+) -> tuple[Pools, float]:
+    """The pools, and each actor's share of the smallest node."""
     if now < 2 and actor_cpus is None:
         half = now / 2
-        return Pools(
+        halved = Pools(
             gpu_actors=1,
             max_actors=1,
             actor_cpus=half,
@@ -204,6 +218,7 @@ def _on_cpus(now: float, later: float, node_cpus: float | None, actor_cpus: floa
             decode_cpus=min(decode_cpus, half),
             device="cpu",
         )
+        return halved, now
     # node by node, so that every actor fits one and each node keeps a core or more for decoding: when a node is lost,
     # its actor can start again elsewhere without taking the last core that decodes
     node = min(node_cpus or now, now)
@@ -221,7 +236,7 @@ def _on_cpus(now: float, later: float, node_cpus: float | None, actor_cpus: floa
     actors = actors_on(now)
     ceiling = max(actors, actors_on(later))
     left = now - actors * per_actor
-    return Pools(
+    pools = Pools(
         gpu_actors=actors,
         max_actors=ceiling,
         actor_cpus=per_actor,
@@ -230,3 +245,4 @@ def _on_cpus(now: float, later: float, node_cpus: float | None, actor_cpus: floa
         decode_cpus=decode_cpus,
         device="cpu",
     )
+    return pools, node / per_node

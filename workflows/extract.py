@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from workflows.extract_report import Progress, Report, print_plan, print_report
-from workflows.extract_settings import Settings, forward_device, forward_threads
+from workflows.extract_settings import Settings, forward_device, forward_threads, pools_now
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 DECODE_MEMORY = 512 << 20  # bytes a node must have left for each decoder and its frames
-BLOCK_BYTES = 32 << 20  # frames that a decode task hands on at once
 AHEAD_BYTES = 128 << 20  # decoded frames that may lie ready for each decode task and each forward actor
 WHOLE_MARGIN = 4  # a clip decoded whole may hold this many times the frames its header led us to expect
 
@@ -185,6 +184,7 @@ def run(
         When another run of this extractor commits to the table meanwhile.
     """
     from cluster.causes import causes
+    from cluster.resizing import PoolsMisfit
     from storage.commits import committed
     from storage.features import FeatureTable
     from storage.files import absolute
@@ -211,13 +211,22 @@ def run(
     committer = Committer(features, application, base, report.run_id, parts)
     report.recalled = committer.recall(todo, extractor.id)
     if todo.todo.num_rows:
+        left = todo.todo
         with causes(), Progress(todo.todo.num_rows) as progress:
-            for written in _pipeline(todo.todo, table, extractor, weights, settings, report.run_id, address, decode):
-                committer.add(written)
-                if committer.waiting_bytes >= settings.shard_bytes or committer.waited_s >= settings.commit_every_s:
+            while left.num_rows:
+                try:
+                    for written in _pipeline(left, table, extractor, weights, settings, report.run_id, address, decode):
+                        committer.add(written)
+                        waits = committer.waiting_bytes >= settings.shard_bytes
+                        if waits or committer.waited_s >= settings.commit_every_s:
+                            committer.commit()
+                            progress.committed(committer.totals)
+                        progress.update(committer.totals)
+                    left = left.slice(0, 0)
+                except PoolsMisfit as misfit:
                     committer.commit()
-                    progress.committed(committer.totals)
-                progress.update(committer.totals)
+                    left = planned(clips, features, extractor, settings).todo
+                    progress.say(f"{misfit}; the pools are sized again, {left.num_rows} clips to go")
             committer.commit()
             progress.committed(committer.totals)
     report.take(committer.totals, time.time())
@@ -242,25 +251,22 @@ def _pipeline(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    from cluster.connect import connect, smallest_node
-    from cluster.pools import pool_options, pool_sizes
+    from cluster.connect import connect, working_nodes
+    from cluster.pools import pool_options
+    from cluster.resizing import watch
     from pthnet.pixels import shipped_size
     from tasks.decode_rows import decode_rows, in_parts
     from tasks.extract import ExtractFeatures
     from tasks.segments import SegmentLimits, blocks, cut, probe_rows, whole_rows, without_done
+    from workflows.extract_stream import bounded, quiet, shards
 
     resources = connect(address)
-    pools = pool_sizes(
-        resources,
-        settings.max_cpus,
-        settings.max_gpus,
-        device=settings.device,
-        node_cpus=smallest_node(),
-    )
+    pools = pools_now(settings)
     shipped = shipped_size(extractor.precision, extractor.image_size)
     image_size = shipped[0] if shipped else None
     limits = SegmentLimits(frames=settings.segment_frames)
-    decode_options = {"num_cpus": pools.decode_cpus, **pool_options(settings.decode_on)}
+    where = pool_options(settings.decode_on) if pools.decode_cpus else working_nodes()
+    decode_options = {"num_cpus": pools.decode_cpus, **where}
 
     if decode is None:
         probing = ray.remote(probe_rows).options(**decode_options)
@@ -313,49 +319,5 @@ def _pipeline(
             **pool_options(settings.forward_on),
         )
     )
-    yield from _written(rows, table.uri, extractor.id, run_id, settings)
-
-
-def _written(rows: Any, uri: str, extractor_id: str, run_id: str, settings: Settings) -> "Iterator[Written]":
-    """Group the pipeline's blocks into shards, written where they lie; only references pass through here."""
-    import ray
-
-    from tasks.shard import write_rows
-
-    write = ray.remote(num_cpus=0)(cast("Any", write_rows))
-    keywords = {"uri": uri, "extractor_id": extractor_id, "run_id": run_id}
-    held: list[Any] = []
-    writing: list[Any] = []
-    size, since = 0, time.monotonic()
-    for bundle in rows.iter_internal_ref_bundles():
-        held.extend(entry.ref for entry in bundle.blocks)
-        size += bundle.size_bytes()
-        if size >= settings.shard_bytes or time.monotonic() - since >= settings.commit_every_s:
-            writing.append(write.remote(*held, **keywords))
-            held, size, since = [], 0, time.monotonic()
-        ended, writing = ray.wait(writing, num_returns=len(writing), timeout=0) if writing else ([], [])
-        yield from ray.get(ended)
-    if held:
-        writing.append(write.remote(*held, **keywords))
-    while writing:
-        ended, writing = ray.wait(writing)
-        yield from ray.get(ended)
-
-
-def bounded(dataset: Any, most_bytes: int) -> Any:
-    """Ray Data that decodes no further ahead: a long archive would fill the object store, which never shrinks again."""
-    from ray.data import ExecutionResources
-
-    dataset.context.target_max_block_size = BLOCK_BYTES
-    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=most_bytes)
-    return dataset
-
-
-def quiet(dataset: Any) -> Any:
-    """Ray Data without its own progress bars and logs: the workflow has one bar for all stages."""
-    import logging
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
-    return dataset
+    watched = watch(rows, pools, partial(pools_now, settings), settings.patience)
+    yield from shards(watched, table.uri, extractor.id, run_id, settings)

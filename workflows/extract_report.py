@@ -131,6 +131,13 @@ class Progress:
         """Show how far the run is."""
         self._bar.update(self._task, completed=totals.tried, rate=self._rate(totals))
 
+    def say(self, what: str) -> None:
+        """Tell something that happened on the way, above the bar where there is one."""
+        if self._bar.disable:
+            print(what, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(what)
+
     def committed(self, totals: "Totals") -> None:
         """Say what is safe now."""
         self.update(totals)

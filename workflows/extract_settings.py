@@ -1,8 +1,10 @@
 """How an extraction runs, and the device and threads that means on the cluster at hand."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from cluster.resizing import Patience
 
 if TYPE_CHECKING:
     from cluster.pools import Pools
@@ -26,6 +28,8 @@ class Settings:
         A shard is written, and what is written committed, when either is reached.
     batch_clips
         Segments in one batch of the forward stage.
+    patience
+        How long the cluster must have been smaller, or larger, before the pools are sized again.
     """
 
     max_attempts: int = 1
@@ -42,6 +46,7 @@ class Settings:
     decode_on: str | None = None
     forward_on: str | None = None
     measure: bool = True
+    patience: Patience = field(default_factory=Patience)
 
 
 def forward_device(device: str, max_gpus: float | None, address: str | None) -> str:
@@ -57,6 +62,23 @@ def forward_device(device: str, max_gpus: float | None, address: str | None) -> 
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pools_now(settings: Settings) -> "Pools":
+    """The pools of this run on the cluster as it is."""
+    import ray
+
+    from cluster.connect import smallest_node
+    from cluster.pools import pool_sizes
+
+    return pool_sizes(
+        ray.cluster_resources(),
+        settings.max_cpus,
+        settings.max_gpus,
+        device=settings.device,
+        node_cpus=smallest_node(),
+        together=settings.decode_on is None and settings.forward_on is None,
+    )
 
 
 def forward_threads(resources: dict[str, Any], pools: "Pools") -> int:

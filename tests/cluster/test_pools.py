@@ -97,11 +97,12 @@ def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     max_cpus=st.none() | st.integers(1, 4096),
     max_gpus=st.none() | st.integers(0, 1024),
     fraction=st.sampled_from([0.25, 0.5, 1.0]),
+    together=st.booleans(),
 )
 def test_both_pools_always_fit_side_by_side(
-    cpus: int, gpus: int, max_cpus: int | None, max_gpus: int | None, fraction: float
+    cpus: int, gpus: int, max_cpus: int | None, max_gpus: int | None, fraction: float, together: bool
 ) -> None:
-    pools = pool_sizes({"CPU": cpus, "GPU": gpus}, max_cpus, max_gpus, gpu_fraction=fraction)
+    pools = pool_sizes({"CPU": cpus, "GPU": gpus}, max_cpus, max_gpus, gpu_fraction=fraction, together=together)
     allowed_cpus = min(cpus, max_cpus or cpus)
     allowed_gpus = gpus if max_gpus is None else min(gpus, max_gpus)
     assert pools.gpu_actors >= 1
@@ -109,6 +110,16 @@ def test_both_pools_always_fit_side_by_side(
     assert pools.max_actors == pools.gpu_actors
     assert pools.gpu_actors * pools.actor_cpus + pools.decode_tasks * pools.decode_cpus <= allowed_cpus + 1e-6
     assert pools.gpu_actors * pools.actor_gpus <= allowed_gpus
+
+
+@settings(deadline=None)
+@given(node=st.integers(2, 256), count=st.integers(1, 64))
+def test_an_actor_that_reserves_its_decoding_fits_a_node_and_uses_all_of_it(node: int, count: int) -> None:
+    pools = pool_sizes({"CPU": float(node * count)}, node_cpus=node, together=True)
+    on_a_node = int(node / pools.actor_cpus + 1e-9)
+    assert pools.decode_cpus == 0
+    assert pools.gpu_actors <= on_a_node * count
+    assert pools.gpu_actors * pools.actor_cpus > node * count - 1  # nothing that another run's actor could take
 
 
 def test_pools_can_be_kept_on_labelled_nodes_or_custom_resources() -> None:
