@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pthnet.allocator import keep_freed_memory
 from pthnet.flow import flow_image
 from pthnet.htnet import HTNetConfig
 from pthnet.matmul import fastest_exact_matmul
@@ -49,6 +50,7 @@ _DATA: dict[str, np.ndarray] = {}
 
 
 def _begin(images: np.ndarray, labels: np.ndarray) -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     _DATA.update(images=images, labels=labels)
     with fastest_exact_matmul():

@@ -5,6 +5,7 @@ weight decay turns into no change, so their initial values are exact at any epoc
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,81 @@ class _Neighbours(torch.autograd.Function):
         for k, view in enumerate(_window_taps(padded, side)):
             view += taps[:, :, :, k]
         return padded[:, 1:-1, 1:-1]
+
+
+class _Linear(torch.autograd.Function):
+    """x [G, T, in] times weight [G, out, in] transposed, plus bias [G, out] or None, plus residual [G, T, out] or None.
+
+    Its own backward, because autograd's transposes the weights' gradients, which must then be copied into place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased, ctx.added = bias is not None, residual is not None
+        if residual is not None:
+            out = torch.baddbmm(residual, x, weight.mT)
+            return out if bias is None else out.add_(bias[:, None])
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        return (
+            torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None,
+            torch.bmm(gradient.mT, x),
+            gradient.sum(1) if ctx.biased else None,
+            gradient if ctx.added else None,
+        )
+
+
+class _Composed(torch.autograd.Function):
+    """x + normed W_v^T W_out^T + bias, the two maps multiplied first: pays off with many more tokens than channels."""
+
+    @staticmethod
+    def forward(ctx: Any, normed: Tensor, to_v: Tensor, to_out: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        both = torch.bmm(to_out, to_v)  # [G, C, C]
+        ctx.save_for_backward(normed, to_v, to_out, both)
+        return torch.baddbmm(x, normed, both.mT).add_(bias[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        (gradient,) = gradients
+        normed, to_v, to_out, both = ctx.saved_tensors
+        of_both = torch.bmm(gradient.mT, normed)
+        of_v, of_out = torch.bmm(to_out.mT, of_both), torch.bmm(of_both, to_v.mT)
+        return torch.bmm(gradient, both), of_v, of_out, gradient.sum(1), gradient
+
+
+class _Dense(torch.autograd.Function):
+    """3x3 kernels [G, 2C, 3, 3, C] as the matrix [G, 4 2C, 4 C] that maps a whole 2 x 2 grid to itself.
+
+    Every position sees every other: 16 taps, where nine for each of four positions would waste 20 of 36.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.shape = models, wide, _, _, channels = weight.shape
+        dense = weight.new_empty(models, 4, wide, 4, channels)
+        for to, source, row, column in _TAPS_OF_TWO_BY_TWO:
+            dense[:, to, :, source] = weight[:, :, row, column]
+        return dense.reshape(models, 4 * wide, 4 * channels)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        models, wide, _, _, channels = ctx.shape
+        taps = gradients[0].reshape(models, 4, wide, 4, channels)
+        whole = taps.new_zeros(ctx.shape)
+        for to, source, row, column in _TAPS_OF_TWO_BY_TWO:
+            whole[:, :, row, column] += taps[:, to, :, source]
+        return whole
+
+
+# (position written, position read, row and column of the kernel between them)
+_TAPS_OF_TWO_BY_TWO = [(v, u, 1 + u // 2 - v // 2, 1 + u % 2 - v % 2) for v in range(4) for u in range(4)]
 
 
 class HTNetStack:
@@ -82,6 +158,8 @@ class HTNetStack:
                 name, values = name.replace("to_qkv", "to_v"), values[:, 2 * values.shape[1] // 3 :]
             if values.ndim == 5 and values.shape[-1] == 1:
                 values = values.flatten(2)  # a 1x1 convolution is a matrix [G, out, in]
+            elif values.ndim == 5 and values.shape[-1] == 3:
+                values = values.permute(0, 1, 3, 4, 2)  # channels last, [G, out, 3, 3, in]
             self.parameters[name] = values.to(device).contiguous().requires_grad_()
         self._patches = Patches(config.patch_size)
 
@@ -97,7 +175,10 @@ class HTNetStack:
                 value = self.parameters[name.replace("to_qkv", "to_v")][model].detach().cpu()
                 state[name] = torch.cat([self._frozen[model][name], value.reshape(-1, *shape[1:])])
             else:
-                state[name] = self.parameters[name][model].detach().cpu().reshape(shape).clone()
+                value = self.parameters[name][model].detach().cpu()
+                state[name] = (
+                    value.permute(0, 3, 1, 2) if len(shape) == 4 and shape[-1] == 3 else value.reshape(shape)
+                ).clone()
         return state
 
     def __call__(self, patches: Tensor) -> Tensor:
@@ -109,10 +190,9 @@ class HTNetStack:
             x = x + self.parameters[f"layers.{level}.0.pos_emb"][:, :, None]
             for layer in range(depth):
                 name = f"layers.{level}.0.layers.{layer}"
-                v = self._norm(x, f"{name}.0.norm") @ self.parameters[f"{name}.0.fn.to_v.weight"].transpose(1, 2)
-                x = x + self._linear(v, f"{name}.0.fn.to_out.0")
+                x = self._attend(x, name)
                 hidden = F.gelu(self._linear(self._norm(x, f"{name}.1.norm"), f"{name}.1.fn.net.0"))
-                x = x + self._linear(hidden, f"{name}.1.fn.net.3")
+                x = self._linear(hidden, f"{name}.1.fn.net.3", x)
             if level < len(self.config.depths) - 1:
                 x = self._norm(self._convolve(x, f"layers.{level}.1.0", batch, side), f"layers.{level}.1.1")
                 maps = x.reshape(models * batch, side, side, -1).permute(0, 3, 1, 2)
@@ -124,9 +204,16 @@ class HTNetStack:
         pooled = self._norm(x, "mlp_head.0").reshape(models, batch, side * side, -1).mean(dim=2)
         return self._linear(pooled, "mlp_head.2")
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]
-        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+    def _attend(self, x: Tensor, name: str) -> Tensor:
+        normed, to_v = self._norm(x, f"{name}.0.norm"), self.parameters[f"{name}.0.fn.to_v.weight"]
+        out = f"{name}.0.fn.to_out.0"
+        if x.shape[1] < 4 * x.shape[2]:
+            return self._linear(_Linear.apply(normed, to_v), out, x)
+        return _Composed.apply(normed, to_v, self.parameters[f"{out}.weight"], self.parameters[f"{out}.bias"], x)
+
+    def _linear(self, x: Tensor, name: str, residual: Tensor | None = None) -> Tensor:
+        parameters = self.parameters
+        return _Linear.apply(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], residual)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         gain, bias = self.parameters[f"{name}.g"], self.parameters[f"{name}.b"]
@@ -137,19 +224,13 @@ class HTNetStack:
 
     def _convolve(self, x: Tensor, name: str, batch: int, side: int) -> Tensor:
         """3x3 convolution, zero padded, as one product per model: [G, B P, C] -> [G, B P, 2 C]."""
-        weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]  # [G, 2C, C, 3, 3]
-        models, wide, channels = weight.shape[:3]
-        if (
-            side == 2
-        ):  # every position sees every other: a dense matrix has 16 taps where nine per position waste 20 of 36
-            taps = [[weight[..., 1 + u // 2 - v // 2, 1 + u % 2 - v % 2] for u in range(4)] for v in range(4)]
-            dense = torch.stack([torch.cat(row, dim=2) for row in taps], dim=1)  # [G, P_out, 2C, P_in C]
-            grids = x.reshape(models, batch, 4 * channels)
-            out = torch.baddbmm(bias.repeat(1, 4)[:, None], grids, dense.flatten(1, 2).transpose(1, 2))
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]  # [G, 2C, 3, 3, C]
+        models, wide, _, _, channels = weight.shape
+        if side == 2:
+            out = _Linear.apply(x.reshape(models, batch, 4 * channels), _Dense.apply(weight), bias.repeat(1, 4))
             return out.reshape(models, batch * 4, wide)
         columns = _Neighbours.apply(x.reshape(models * batch, side, side, channels)).reshape(models, -1, 9 * channels)
-        flat = weight.permute(0, 1, 3, 4, 2).reshape(models, wide, 9 * channels)
-        return torch.baddbmm(bias[:, None], columns, flat.transpose(1, 2))
+        return _Linear.apply(columns, weight.flatten(2), bias)
 
 
 def stack_of(config: HTNetConfig, seeds: Sequence[int], device: torch.device | str = "cpu") -> HTNetStack:

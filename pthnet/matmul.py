@@ -8,6 +8,7 @@ float32, and else take it back.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -37,6 +38,7 @@ def fastest_exact_matmul(device: torch.device | str = "cpu") -> Iterator[str]:
         torch.set_float32_matmul_precision(before)
 
 
+@cache  # of the processor, which stays
 def _still_float32() -> bool:
     draw = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 2, 256, 256, generator=draw)

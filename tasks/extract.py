@@ -91,10 +91,12 @@ class ExtractFeatures:
     ):
         import torch
 
+        from pthnet.allocator import keep_freed_memory
         from pthnet.backbone import build_backbone
         from storage.copies import local_copy
         from tasks.meters import Meters
 
+        keep_freed_memory()
         if threads and device == "cpu":
             torch.set_num_threads(threads)
         if weights is None:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pthnet.allocator import keep_freed_memory
 from pthnet.errors import ModelError
+from pthnet.matmul import fastest_exact_matmul
 from pthnet.metrics import scores
 from pthnet.pth_net import PTHNet
 from tasks.checkpoints import TrainState, load_state, save_state
@@ -111,9 +113,10 @@ def train(
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(state.epoch)
-        sums, seen = _train_epoch(
-            module, model, average, table, features, split, settings, optimizer, shard, state.epoch, on_step
-        )
+        with fastest_exact_matmul(device):
+            sums, seen = _train_epoch(
+                module, model, average, table, features, split, settings, optimizer, shard, state.epoch, on_step
+            )
         seconds = time.perf_counter() - began
         if not np.isfinite(sums).all():
             raise ModelError(
@@ -239,6 +242,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     from storage.files import write_atomic
 
+    keep_freed_memory()
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())

@@ -89,6 +89,9 @@ def train_group(
     """What one Ray task runs: train and test a group, telling the board about its epochs."""
     import torch
 
+    from pthnet.allocator import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(plan.cpus)
     last = 0.0
 

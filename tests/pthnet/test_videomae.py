@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pthnet.errors import ModelError
-from pthnet.videomae import VideoMAE, VideoMAEConfig, flops, parameter_count
+from pthnet.videomae import VideoMAE, VideoMAEConfig, _attend_head_by_head, flops, parameter_count
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "videomae_small.npz"
 SMALL = VideoMAEConfig(image_size=32, patch_size=16, dim=48, depth=3, heads=4, mlp_dim=48 * 48 // 11, num_classes=10)
@@ -98,3 +99,12 @@ def test_settings_that_do_not_fit_are_refused():
         VideoMAEConfig(image_size=100)
     with torch.device("meta"), pytest.raises(ModelError, match=r"found \[1, 3, 8, 64, 64\]"):
         VideoMAE(VideoMAEConfig.named("tiny"))(torch.zeros(1, 3, 8, 64, 64))
+
+
+def test_heads_one_by_one_are_the_attention_of_all() -> None:
+    """What bfloat16 on the CPU takes, against the fused product in float32."""
+    qkv = torch.randn(2, 50, 3, 4, 16, generator=torch.Generator().manual_seed(3))  # [B, N, qkv, h, D/h]
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    expected = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    torch.testing.assert_close(_attend_head_by_head(qkv), expected)
+    torch.testing.assert_close(_attend_head_by_head(qkv.bfloat16()).float(), expected, atol=0.02, rtol=0.02)
