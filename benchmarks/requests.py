@@ -3,8 +3,10 @@
 python -m benchmarks.requests
 """
 
+import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from benchmarks.machine import keep, table
 app = App(help=__doc__)
 DIM, WINDOWS = 1408, 5  # of a ViT-g feature; windows of a clip of 30 frames
 SHARD_CLIPS = 64
+COMMITS = 60
 READS = ("GET", "HEAD")
 
 
@@ -52,8 +55,10 @@ class Bucket:
 
 
 @app.default
-def main(*, clips: int = 2_000, shards: int = 120, name: str = "requests") -> None:
-    """List so many clips, decode a few, write and commit so many shards, and plan against them."""
+def main(
+    *, clips: int = 2_000, shards: int = 120, files: tuple[int, ...] = (1_000, 10_000, 84_000), name: str = "requests"
+) -> None:
+    """List clips, decode a few, write and commit shards, plan; then commit to tables of many files."""
     os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
     rows: list[list[object]] = []
 
@@ -92,7 +97,42 @@ def main(*, clips: int = 2_000, shards: int = 120, name: str = "requests") -> No
         "",
     ]
     header = ["step", "count", "per", "LIST", "GET, HEAD", "PUT, POST", "ms here"]
-    keep(name, table("Requests to S3", header, rows, notes))
+    requests = table("Requests to S3", header, rows, notes)
+    keep(name, f"{requests}\n{against_files(files)}")
+
+
+def against_files(sizes: tuple[int, ...]) -> str:
+    """What one more commit takes in a table of many files, on local disk: its log is real, its files are not."""
+    from storage import delta
+    from storage.commits import commit
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        version = files = 0
+        for size in sizes:
+            commit(folder, [no_shard(n) for n in range(files, size)], None, "benchmark", version + 1, "run")
+            started = time.perf_counter()
+            for number in range(COMMITS):  # through one checkpoint of the log at least
+                commit(folder, [no_shard(size + number)], None, "benchmark", version + 2 + number, "run")
+            commit_s = (time.perf_counter() - started) / COMMITS
+            version, files = version + 1 + COMMITS, size + COMMITS
+            started = time.perf_counter()
+            assert delta.active_files(delta.open_table(f"{folder}/features")).num_rows == files
+            opening_s = time.perf_counter() - started
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            rows.append([f"{size:,}", f"{1000 * commit_s:.0f}", f"{opening_s:.2f}", f"{peak:.0f}"])
+            print(*rows[-1], flush=True)
+    header = ["files in the table", "ms a commit", "opening and listing, s", "peak MB of the process"]
+    return table("Commits to a table of many files", header, rows, [f"Mean of {COMMITS} commits.", ""])
+
+
+def no_shard(number: int) -> dict[str, Any]:
+    """What a commit would add for a shard that is not there."""
+    first, last = f"{number:09}", f"{number + 1:09}"
+    stats = {"numRecords": 1191, "minValues": {"clip_id": first}, "maxValues": {"clip_id": last}, "nullCount": {}}
+    path = f"extractor=benchmark/{number:032x}.parquet"
+    partition = {"extractor": "benchmark"}
+    return {"path": path, "size": 23 << 20, "stats": json.dumps(stats), "partition": partition, "modified": 1}
 
 
 @contextmanager
