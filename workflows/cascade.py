@@ -29,10 +29,14 @@ def cascade(
 
     Parameters
     ----------
-    coarse, negative
-        Prediction tables (.parquet or .csv) of the two networks for the same positions: video (or clip), frame (or
-        start), logit_<class> or p_<class>, and label where it is known. Every frame of a video has a row, also those
-        without a face (nulls), as predict-frames and finetune write them. PTH-Net's window predictions do as well.
+    coarse
+        Table (.parquet or .csv) of the coarse network's predictions: video (or clip), frame (or start),
+        logit_<class> or
+        p_<class>, and label where it is known. Every frame of a video has a row, also those without a face
+        (nulls), as
+        predict-frames and finetune write them. PTH-Net's window predictions do as well.
+    negative
+        The same of the network that tells the negative classes apart, for the same positions.
     out
         Folder or s3:// prefix: submission/ (frames), predictions.parquet, report.json, figures/.
     w

@@ -78,7 +78,7 @@ def build() -> App:
         name="pthnet",
         help="Distributed feature extraction and training for facial expressions in video.",
         version=version("pthnet"),
-        help_format="markdown",
+        help_format="plaintext",
         suppress_keyboard_interrupt=False,  # said and answered in run()
     )
     for title, commands in COMMANDS.items():

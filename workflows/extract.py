@@ -95,10 +95,14 @@ def extract(
         Where the forward pass runs.
     micro_batch
         Windows per forward pass; found for the device by default.
-    max_cpus, max_gpus
-        Most of the cluster this run may take.
-    decode_on, forward_on
-        Nodes for the two pools: a label (pool=decode) or a custom resource (name:amount).
+    max_cpus
+        Most cores of the cluster that this run may take.
+    max_gpus
+        Most GPUs of the cluster that this run may take; 0 runs on CPU.
+    decode_on
+        Nodes that decode: a label (pool=decode) or a custom resource (name:amount).
+    forward_on
+        Nodes of the forward pass, likewise.
     address
         Ray cluster; by default RAY_ADDRESS, else this machine.
     json

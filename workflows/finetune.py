@@ -59,9 +59,12 @@ def finetune(
 
     Parameters
     ----------
-    list_train, list_val
-        "<folder> <frames> <label>" lists for clips, CSV with filePath,expression for images, or Aff-Wild2 EXPR files or
-        a folder of them.
+    list_train
+        "<folder> <frames> <label>" list for clips, CSV with filePath,expression for images, or an Aff-Wild2
+        EXPR file or a
+        folder of them.
+    list_val
+        The same, to validate on.
     root
         Where the listed folders, images or videos lie; needed for EXPR files.
     model
@@ -73,12 +76,28 @@ def finetune(
         commas. dfew by default, affwild2 for swin_s.
     first_frame
         EXPR files: number of the image that the first label belongs to, 0 or 1.
-    out, run_name
-        Folder or s3:// prefix, and name below it: checkpoints, model/, predictions.parquet, report.json and figures/.
+    out
+        Folder or s3:// prefix that runs are kept in.
+    run_name
+        Folder below it: checkpoints, model/, predictions.parquet, report.json and figures/.
     gamma
         Weight of the EC-STFL loss; 0 trains with cross entropy alone.
-    epochs, batch_size, lr, weight_decay, warmup_epochs, step_epochs, balanced, augment
-        Recipe; batch_size is each worker's.
+    epochs
+        Of training; this and what follows is the published recipe of the model by default.
+    batch_size
+        Samples of a step, for each worker.
+    lr
+        Learning rate.
+    weight_decay
+        Of the optimizer.
+    warmup_epochs
+        Over which the learning rate rises from nothing.
+    step_epochs
+        After so many epochs each the learning rate falls to a tenth.
+    balanced
+        Draw classes equally often.
+    augment
+        Which augmentation of the frames.
     precision
         fp32, or bf16 by autocast.
     selection
@@ -87,12 +106,20 @@ def finetune(
         Of weights, order and augmentation.
     init
         Weights to start from: torchvision's or timm's file, an authors' checkpoint, .pdparams, .safetensors.
-    image_size, width, depths
-        Other sizes than the published ones; depths as "2,2,6,2".
+    image_size
+        Side of the input, pixels, where not as published.
+    width
+        Channels of the first stage, where not as published.
+    depths
+        Blocks of the stages, where not as published: "2,2,6,2".
     workers
         Train workers; one per GPU by default, else one.
-    tracking_uri, experiment, track
-        MLflow; a SQLite file below --out by default. --no-track leaves it out.
+    tracking_uri
+        MLflow; a SQLite file below --out by default.
+    experiment
+        Its name in MLflow.
+    track
+        Log to MLflow.
     register
         Name in MLflow's registry: it becomes `candidate`, and `champion` when it is better on the same --list-val.
     address

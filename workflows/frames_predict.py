@@ -47,12 +47,23 @@ def frames_predict(
         Receives the table (.parquet or .csv): video, frame, uri, label, present, logit_<class>.
     submission
         Folder for the challenge's files, one index per frame; frames without a face take the nearest one's class.
-    weights, labels, head, image_size, width, depths
-        An authors' or other weight file, and what it is: its label map (dfew; affwild2 for swin_s), which of CFC-SP's
-        networks, and sizes where they are not the published ones. labels also reads the list of a folder model.
+    weights
+        An authors' or other weight file, of the model named.
+    labels
+        Label map of that file, and of the list: dfew by default, affwild2 for swin_s.
+    head
+        Which of CFC-SP's networks the file is.
+    image_size
+        Side of its input, pixels, where not as published.
+    width
+        Channels of its first stage, where not as published.
+    depths
+        Blocks of its stages, where not as published: "2,2,6,2".
     first_frame
         Number of the image that the first label of an EXPR file belongs to, or of a video's first frame.
-    batch_size, precision
+    batch_size
+        Samples of a forward pass.
+    precision
         Of the forward pass.
     tracking_uri
         MLflow whose registry holds the model; finetune/mlflow.db by default.

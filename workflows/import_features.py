@@ -50,8 +50,12 @@ def import_features(
         Annotation lists whose counts the files are checked against. Lists of frames also tell the number of frames.
     tolerance
         Largest difference by which a window of stride 8 or 16 may share the vector of stride 4. 0 keeps every number.
-    max_attempts, retry_quarantined, max_failure_rate
-        As in pthnet extract.
+    max_attempts
+        Runs in which a failing clip is tried before it stays in quarantine.
+    retry_quarantined
+        Try quarantined clips once more.
+    max_failure_rate
+        Exit code 1 when more than this share of the clips tried failed.
     json
         Print one JSON object instead of the summary.
     """

@@ -39,8 +39,10 @@ def import_model(
 
     Parameters
     ----------
-    forward, reverse
-        The published .pth files (or .safetensors) of the two directions.
+    forward
+        The published .pth file (or .safetensors) of the forward direction.
+    reverse
+        That of the reverse direction.
     name
         Of the registered model.
     benchmark
@@ -49,10 +51,14 @@ def import_model(
         Class names in the order of the labels, comma-separated, instead of a benchmark.
     mu
         Weight of the forward logits.
-    features, extractor
-        A feature table, and the extractor in it, whose features the model shall read.
-    backbone, weights
-        Or the backbone by its own weights: VideoMAE V2 giant in the published work.
+    features
+        A feature table whose features the model shall read.
+    extractor
+        Which of them, when the table holds several.
+    backbone
+        Instead of a table: the backbone that the model shall read; giant in the published work.
+    weights
+        Its checkpoint.
     random_weights
         Or one drawn from a seed, to try things out.
     precision

@@ -76,8 +76,14 @@ def loso(
         PTH-Net: weight of the forward network's logits.
     out
         Receives folds/, results.json, subjects.csv, predictions.csv, confusion.png and mlflow.db.
-    epochs, batch_size, lr, dim
-        Published for HTNet: 800, 256, 5e-5, 256; for PTH-Net: 20, 32, 0.005, 512.
+    epochs
+        Published: 800 for HTNet, 20 for PTH-Net.
+    batch_size
+        Published: 256 for HTNet, 32 for PTH-Net.
+    lr
+        Learning rate; published: 5e-5 for HTNet, 0.005 for PTH-Net.
+    dim
+        Channels; published: 256 for HTNet, 512 for PTH-Net.
     attention
         HTNet: block as published; block-full the same with q and k spelled out; grid is another model that attends over
         the whole grid of patches.
@@ -88,16 +94,20 @@ def loso(
         Initial weights and batches; the same seed gives the same scores however folds are grouped.
     folds_at_once
         Folds trained as one stack in a task; by default two on a CPU, on a GPU what is estimated to fit.
-    cpus_per_task, gpus_per_task
-        What a task holds; 0.25 lets four tasks share a GPU.
+    cpus_per_task
+        Cores that a task holds.
+    gpus_per_task
+        GPUs that a task holds; 0.25 lets four tasks share one.
     address
         Ray cluster to join.
     keep_weights
         Write every fold's weights to models/, published names.
     fresh
         Drop what an earlier run left in --out.
-    track, tracking_uri
-        MLflow: a run with a nested run for every subject, by default in <out>/mlflow.db.
+    track
+        Log to MLflow: a run with a nested run for every subject.
+    tracking_uri
+        Where; by default <out>/mlflow.db.
     json
         Print the results as JSON on standard output.
     """

@@ -43,20 +43,34 @@ def manifests(
         The workflow to run and its arguments, after `--`.
     image
         The image of this project, with a tag or digest.
-    name, namespace
+    name
         Of the objects.
+    namespace
+        That they live in.
     secret
         Kubernetes secret whose keys become environment variables.
     settings
         Kubernetes config map, likewise, for what is no secret; may be absent.
-    cron, timezone
+    cron
         When the recurring kinds run.
+    timezone
+        In which it is read.
     model
         What rayservice serves: models:/NAME@champion, the registry being MLFLOW_TRACKING_URI's.
-    decode_nodes, extract_nodes
-        Least and most nodes of the CPU and the GPU pool.
-    decode_cpus, decode_memory, extract_cpus, extract_memory, extract_gpus
-        Size of each node.
+    decode_nodes
+        Least and most nodes of the CPU pool.
+    extract_nodes
+        Least and most nodes of the GPU pool.
+    decode_cpus
+        Cores of a decode node.
+    decode_memory
+        Its memory.
+    extract_cpus
+        Cores of an extract node.
+    extract_memory
+        Its memory.
+    extract_gpus
+        Its GPUs.
     spot
         KEY=VALUE of the label of spot nodes for both pools.
     operator_namespace

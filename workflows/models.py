@@ -110,8 +110,10 @@ def promote(
         A number, or candidate.
     metric
         What decides.
-    features, list
-        Score both versions now, on this list with the features of this table.
+    features
+        Score both versions now, with the features of this table.
+    list
+        The clips and labels to score them on.
     strip
         Folder to take off the front of the list's paths.
     force
@@ -173,8 +175,10 @@ def compare(name: str, first: str, second: str, /, *, tracking_uri: str | None =
     ----------
     name
         Of the registered model.
-    first, second
-        Numbers, champion or candidate.
+    first
+        Version number, champion or candidate.
+    second
+        What to compare it with, likewise.
     tracking_uri
         MLflow; by default MLFLOW_TRACKING_URI, else runs/mlflow.db.
     json

@@ -123,20 +123,28 @@ def predict(
         Windows judged together around each window; odd.
     evidence
         Also compute what every window contributed to its clip's label.
-    timeline, overlay
-        Draw a picture, and a video with the label drawn in, of every clip.
+    timeline
+        Draw a picture of every clip.
+    overlay
+        Make a video of every clip with the label drawn in.
     report
         Write report.html, a page to browse the predictions with.
     max_pictures
         Clips that get pictures and videos, the first by name.
     max_failure_rate
         Exit code 1 when more than this share of the clips got no prediction.
-    max_attempts, retry_quarantined, decode_timeout
-        As in pthnet extract.
+    max_attempts
+        Runs in which a failing clip is tried before it stays in quarantine.
+    retry_quarantined
+        Try quarantined clips once more.
+    decode_timeout
+        Seconds one clip (or segment of a long one) may take to decode.
     device
         Where backbone and model run.
-    max_cpus, max_gpus
-        Most of the cluster that extraction may take.
+    max_cpus
+        Most cores of the cluster that extraction may take.
+    max_gpus
+        Most GPUs of the cluster that extraction may take.
     address
         Ray cluster; by default RAY_ADDRESS, else this machine. Used only if features are missing.
     json

@@ -48,12 +48,20 @@ def refresh(
         As for `extract`.
     root
         Directory or prefix that clip names are relative to.
-    backbone, weights, random_weights
-        The extractor, as for `extract`.
-    max_attempts, max_failure_rate
-        As for `extract`; above that rate nothing is trained.
-    max_cpus, max_gpus
-        Most of the cluster the extraction may take.
+    backbone
+        Of the extractor, as for `extract`.
+    weights
+        Its checkpoint.
+    random_weights
+        Instead of weights: draw them from this seed.
+    max_attempts
+        Runs in which a failing clip is tried before it stays in quarantine.
+    max_failure_rate
+        Above this share of failed clips nothing is trained.
+    max_cpus
+        Most cores of the cluster that the extraction may take.
+    max_gpus
+        Most GPUs of the cluster that the extraction may take.
     force
         Train even when nothing changed.
     json

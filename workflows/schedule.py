@@ -58,8 +58,10 @@ def run(
         Seconds a run may take to end after a stop, before it is killed.
     print_
         Hand the schedule to something else: print it as crontab, systemd units, or manifest, and do nothing.
-    image, namespace
-        For the manifests.
+    image
+        Container image, for the manifests.
+    namespace
+        Kubernetes namespace, for the manifests.
 
     Returns
     -------

@@ -39,8 +39,10 @@ def serve(
     ----------
     model
         models:/NAME@champion, models:/NAME/VERSION, or the folder of a trained model.
-    host, port
+    host
         Where to listen.
+    port
+        On which port.
     videos
         Folder or s3:// prefix whose videos a request may name; may be given several times. Without it: features only.
     tracking_uri
@@ -49,11 +51,14 @@ def serve(
         The backbone's weights, when they are not where the model remembers them.
     device
         Where backbone and model run.
-    replicas, cpus
-        Copies of the model, and cores of each; by default they share all there are.
-    max_batch, batch_wait
-        Most instances scored at once, and seconds the first of them waits for others. Those that came while others were
-        scored go together anyway.
+    replicas
+        Copies of the model; by default they share all cores there are.
+    cpus
+        Cores of each.
+    max_batch
+        Most instances scored at once.
+    batch_wait
+        Seconds the first of them waits for others. Those that came while others were scored go together anyway.
     max_waiting
         Requests that may wait; further ones get 503.
     max_request_mb

@@ -60,8 +60,12 @@ def submit(
         NAME of a variable that the cluster's own environment must hold; the job fails at once where it does not.
     job_id
         Submission id; default: a new one. The same id is refused twice, so a caller that retries cannot start two jobs.
-    cpus, gpus, memory
-        Reserved for the driver itself (memory in bytes); the tasks reserve their own.
+    cpus
+        Reserved for the driver itself; the tasks reserve their own.
+    gpus
+        Likewise.
+    memory
+        Likewise, bytes.
     resource
         NAME=AMOUNT of a custom resource for the driver.
     label

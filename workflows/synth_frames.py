@@ -26,10 +26,14 @@ def synth_frames(
         Receives faces/<video>/00001.jpg with EXPR/train and EXPR/val (Aff-Wild2's annotation files, eight classes),
         clips/<Class>/<number>/ with lists/clips_{train,test}.txt ("<folder> <frames> <label>"), and images/ with
         lists/images_{train,test}.csv (filePath,expression); the latter two have seven classes in DFEW's order.
-    videos, frames
-        Videos, and frames of each.
-    clips, images
-        Clips of 16 to 40 frames; images.
+    videos
+        Face videos.
+    frames
+        Frames of each.
+    clips
+        Clips of 16 to 40 frames.
+    images
+        Single images.
     size
         Side of an image, pixels.
     noise

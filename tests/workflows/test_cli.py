@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.videos import encode
-from workflows.cli import COMMANDS, run
+from workflows.cli import COMMANDS, build, run
 
 
 @pytest.fixture
@@ -33,9 +33,21 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", [name for commands in COMMANDS.values() for name, _, _ in commands])
-def test_every_workflow_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_workflow_explains_itself_and_each_of_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 5
+    waiting = [build()[name]]
+    while waiting:
+        app = waiting.pop()
+        waiting += [app[sub] for sub in app if not sub.startswith("-")]
+        if app.default_command is not None:
+            options = app.assemble_argument_collection(parse_docstring=True)
+            assert not [option.name for option in options if option.show and not option.parameter.help]
+
+
+def test_angle_brackets_in_a_help_text_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["loso", "--help"])
+    assert "<sub>_<file>" in capsys.readouterr().out
 
 
 def test_an_unknown_command_or_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
