@@ -4,10 +4,14 @@ After each loss: every clip is in the table exactly once, and the same run again
 """
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,16 @@ import pytest
 
 from cluster import jobs
 from cluster.job_spec import job_spec
-from tests.pipeline import OPTIONS, account, assert_nothing_to_do, many
+from cluster.schedules import Schedule, run_once
+from tests.pipeline import OPTIONS, account, many, tiny
+from workflows.extract import Settings, listed, planned
 from workflows.submit import _follow
 
 pytestmark = [pytest.mark.xdist_group("ray_faults"), pytest.mark.timeout(400)]
 
 LOOPBACK = "127.0.0.2"  # 127.0.0.1 would be turned into the outward address
-CLIPS = [f"clip-{number:03}" for number in range(120)]
+CLIPS = [f"clip-{number:03}" for number in range(60)]
+ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 100 * 2**20  # object store of each node, bytes
 
 
@@ -32,11 +39,12 @@ class Machines:
         self.gcs, self.dashboard, self.free_port = free_port(), free_port(), free_port
         self.cluster: Any = None
 
-    def start(self, *, head_cpus: int = 0) -> None:
+    def start(self) -> None:
         from ray.cluster_utils import Cluster
 
         head = {
-            "num_cpus": head_cpus,
+            "num_cpus": 0,
+            "_system_config": {"health_check_period_ms": 1000, "health_check_timeout_ms": 2000},
             "gcs_server_port": self.gcs,
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
@@ -61,27 +69,63 @@ class Machines:
         return {"node_ip_address": LOOPBACK, "object_store_memory": MEMORY}
 
 
-@pytest.fixture
-def machines(free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+@pytest.fixture(scope="module")
+def cluster(free_port: Callable[[], int]) -> Iterator[Machines]:
+    """A head without work, for all tests of this file: most of their time would be its start."""
     found = Machines(free_port)
-    try:
-        yield found
-    finally:
-        found.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, sys.path)]))
+        found.start()
+        try:
+            yield found
+        finally:
+            found.stop()
+
+
+@pytest.fixture
+def machines(cluster: Machines) -> Iterator[Machines]:
+    """The cluster, whose working nodes last for one test."""
+    yield cluster
+    for node in list(cluster.cluster.worker_nodes):
+        cluster.kill(node)
+
+
+def processes(node: Any) -> dict[int, str]:
+    """The raylet of a node and what it started, by process id: their titles, which Ray sets to what they do."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if raylet in (parent, int(process.name)):
+                found[int(process.name)] = (process / "cmdline").read_text()
+    return found
 
 
 def working_on(node: Any, stage: str) -> bool:
-    """Whether a process of this node runs a stage of the pipeline, by the title Ray gives it."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == raylet and stage in (process / "cmdline").read_text():
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
-    return False
+    """Whether a process of this node runs a stage of the pipeline."""
+    return any(stage in title for title in processes(node).values())
+
+
+def send(number: signal.Signals, receivers: Iterable[int]) -> None:
+    for process in receivers:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def alive(machines: Machines) -> list[Any]:
+    """The nodes that the head takes to be alive."""
+    from ray._private.state import GlobalState
+    from ray._raylet import GcsClientOptions
+
+    state = GlobalState()
+    address = f"{LOOPBACK}:{machines.gcs}"
+    state._initialize_global_state(GcsClientOptions.create(address, None, True, True))
+    try:
+        return [node for node in state.node_table() if node["Alive"]]
+    finally:
+        state.disconnect()
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 150) -> Any:
@@ -92,35 +136,118 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 150) ->
     return found
 
 
-def extract(machines: Machines, videos: Path, features: Path, log: Path) -> "subprocess.Popen[bytes]":
-    """A driver of its own, as a user starts it."""
-    command = [sys.executable, "-m", "workflows.cli", "extract", str(videos), "--features", str(features), *OPTIONS]
-    command += ["--address", f"{LOOPBACK}:{machines.gcs}"]
-    return subprocess.Popen(command, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+class Driver:
+    """`tests.driver` in a process of its own, as a user starts `pthnet`."""
+
+    def __init__(self, machines: Machines, cue: str, folder: Path) -> None:
+        self.videos, self.features, self.log = many(folder / "videos", CLIPS), folder / "features", folder / "log"
+        command = [sys.executable, "-m", "tests.driver", cue, "extract", str(self.videos), "--features"]
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [*command, str(self.features), *OPTIONS],
+                cwd=ROOT,
+                env={**os.environ, "RAY_ADDRESS": f"{LOOPBACK}:{machines.gcs}"},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def said(self) -> str:
+        """Everything it printed so far."""
+        return self.log.read_text()
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        """Wait for something to happen while it runs."""
+
+        def happened() -> bool:
+            assert self.process.poll() is None, f"it ended before {what}:\n{self.said()}"
+            return bool(condition())
+
+        wait_for(happened, what)
+
+    def ends_well(self) -> str:
+        """Wait for its end; what it printed."""
+        assert self.process.wait(150) == 0, self.said()
+        assert_each_clip_once(self.videos, self.features)
+        return self.said()
 
 
 def assert_each_clip_once(videos: Path, features: Path) -> None:
     assert account(features) == dict.fromkeys(CLIPS, "features")
-    assert_nothing_to_do(videos, features)
+    assert planned_again(videos, features)["known"] == len(CLIPS)
 
 
-def test_nodes_killed_while_they_work_cost_no_clip_and_nodes_added_take_over(
+def planned_again(videos: Path, features: Path) -> dict[str, int]:
+    return planned(listed([str(videos)]), str(features), tiny(), Settings()).counts
+
+
+def test_nodes_killed_while_they_extract_and_while_they_write_cost_no_clip_and_nodes_added_take_over(
     machines: Machines, tmp_path: Path
 ) -> None:
-    videos, features, log = many(tmp_path / "videos", CLIPS), tmp_path / "features", tmp_path / "log"
-    machines.start()
     nodes = [machines.add(), machines.add()]
-    driver = extract(machines, videos, features, log)
-    try:
-        wait_for(lambda: any(working_on(node, "ExtractFeatures") for node in nodes), "a forward actor")
-        for node in nodes:
-            machines.kill(node)
+    with Driver(machines, "slow:0.05", tmp_path) as driver:
+        for stage in ("write", "ExtractFeatures"):
+            driver.until(lambda: any(working_on(node, stage) for node in nodes), stage)  # noqa: B023
+            machines.kill(next(node for node in nodes if working_on(node, stage)))
+            nodes = list(machines.cluster.worker_nodes)
+        assert not nodes
         fresh = [machines.add(), machines.add()]
-        wait_for(lambda: any(working_on(node, "ExtractFeatures") for node in fresh), "the forward pass to go on there")
-        assert driver.wait(150) == 0, log.read_text()
-    finally:
-        driver.kill()
-        driver.wait()
+        driver.until(lambda: any(working_on(node, "ExtractFeatures") for node in fresh), "the forward pass to go on")
+        driver.ends_well()
+
+
+def test_a_run_is_sized_again_for_nodes_lost_for_good_and_for_nodes_that_join(
+    machines: Machines, tmp_path: Path
+) -> None:
+    nodes = [machines.add(), machines.add()]
+    with Driver(machines, "resized:0.3", tmp_path) as driver:
+        driver.until(lambda: all(working_on(node, "ExtractFeatures") for node in nodes), "two forward actors")
+        machines.kill(nodes[0])
+        driver.until(lambda: "nodes lost: the cluster has 2 CPUs" in driver.said(), "the pools to be made smaller")
+        joined = machines.add()
+        driver.until(lambda: "nodes joined: the cluster has 4 CPUs" in driver.said(), "the pools to be made larger")
+        driver.until(lambda: working_on(joined, "ExtractFeatures"), "a forward actor on the node that joined")
+        driver.ends_well()
+
+
+def test_full_object_stores_spill_and_a_node_cut_off_and_back_costs_nothing(machines: Machines, tmp_path: Path) -> None:
+    nodes = [machines.add(), machines.add()]
+    with Driver(machines, "stuffed:0.05", tmp_path) as driver:
+        driver.until(lambda: all(working_on(node, "ExtractFeatures") for node in nodes), "forward actors")
+        frozen = list(processes(nodes[0]))
+        send(signal.SIGSTOP, frozen)
+        driver.until(lambda: len(alive(machines)) == 2, "the cluster to give the node up")  # the head and the other
+        machines.add()
+        send(signal.SIGCONT, frozen)  # it learns that it was given up, and leaves
+        said = driver.ends_well()
+    assert "Spilled" in said
+
+
+def test_a_job_submitted_twice_and_a_tick_during_a_job_leave_each_clip_once_and_the_loser_says_why(
+    machines: Machines, tmp_path: Path
+) -> None:
+    machines.add()
+    videos, features, cue = many(tmp_path / "videos", CLIPS), tmp_path / "features", tmp_path / "cue"
+    client = jobs.client(f"http://127.0.0.1:{machines.dashboard}")
+    command = ["extract", str(videos), "--features", str(features), *OPTIONS]
+    plain = job_spec(command)
+    slow = replace(plain, entrypoint=f"cd {ROOT} && exec python -m tests.driver wait:{cue} {shlex.join(command)}")
+    loser = jobs.submit(client, slow, "twice-1")
+    wait_for(lambda: Path(f"{cue}.here").exists(), "the first job to be about to commit")
+    tick = [sys.executable, "-m", "workflows.cli", "submit", "--address", client.get_address(), "--", *command]
+    assert run_once(Schedule(cron=None, argv=tick, directory=tmp_path / "schedule")) == 0
+    Path(f"{cue}.go").touch()
+    ended = jobs.follow(client, loser, lambda _: None)
+    assert jobs.exit_code(ended) == 2
+    said = client.get_job_logs(loser)
+    assert "another run of 'pthnet/" in said.splitlines()[-1]
+    assert "Traceback" not in said
     assert_each_clip_once(videos, features)
 
 
@@ -128,13 +255,14 @@ def test_a_lost_head_loses_the_job_and_the_follower_submits_it_again(
     machines: Machines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos, features = many(tmp_path / "videos", CLIPS), tmp_path / "features"
-    machines.start(head_cpus=2)
     client = jobs.client(f"http://127.0.0.1:{machines.dashboard}")
     spec = job_spec(["extract", str(videos), "--features", str(features), *OPTIONS])
+    worker = machines.add()
     job_id = jobs.submit(client, spec)
-    wait_for(lambda: working_on(machines.cluster.head_node, "ExtractFeatures"), "the job's forward actor")
+    wait_for(lambda: working_on(worker, "ExtractFeatures"), "the job's forward actor")
     machines.stop()
-    machines.start(head_cpus=2)
+    machines.start()
+    machines.add()
     assert _follow(client, spec, job_id, 1, None) == 0
     assert f"submitted again as {job_id}-r1" in capsys.readouterr().err
     assert_each_clip_once(videos, features)
