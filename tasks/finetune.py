@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pthnet.allocator import keep_freed_memory
 from pthnet.errors import ModelError
 from pthnet.frame_models import FrameModel
 from pthnet.losses import ecstfl_loss
@@ -115,6 +116,8 @@ def fine_tune(
     if state.model:
         model.load_state_dict(state.model)
     model.to(device)
+    if spec.model == "resnet18":
+        model.to(memory_format=torch.channels_last)  # the order that convolutions over images are quickest in
     module = wrap(WithFeatures(model))
     optimizer = _optimizer(model, settings)
     if state.optimizer:
@@ -155,7 +158,7 @@ def fine_tune(
         failures = [text for _, texts in every for text in texts]
         record = _record(sums, failures, settings, epoch, seconds, waited, steps * schedule.batch_size * schedule.world)
         logits = gather_logits(model, spec, settings, loader, batches, epoch, device=device, workers=workers)
-        state.epoch, state.model = epoch + 1, {n: t.detach().cpu() for n, t in model.state_dict().items()}
+        state.epoch, state.model = epoch + 1, {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
         state.optimizer = optimizer.state_dict()
         _select(state, record, logits, loader.validation_labels, settings, len(spec.classes))
         state.history.append(record)
@@ -280,6 +283,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     from storage.files import write_atomic
 
+    keep_freed_memory()
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
