@@ -32,8 +32,9 @@ from tests.pipeline import (
     vectors,
 )
 from tests.videos import encode
-from workflows import cli
+from workflows import cli, extract_waiting
 from workflows.extract import listed, planned, run
+from workflows.extract_report import Progress
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -162,6 +163,31 @@ def test_a_killed_worker_process_loses_no_clip_and_doubles_none(tmp_path: Path) 
     assert report.done == 41
     assert account(tmp_path / "t") == dict.fromkeys([*names, "killer"], "features")
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
+
+
+def test_a_run_that_finds_no_room_on_the_cluster_says_so_and_starts_when_there_is_some(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    @ray.remote(num_cpus=2)
+    class OtherRun:
+        def holds(self) -> bool:
+            return True
+
+    other = OtherRun.remote()
+    assert ray.get(other.holds.remote())
+    said = []
+
+    def say(_: Progress, what: str) -> None:
+        said.append(what)
+        ray.kill(other)
+
+    monkeypatch.setattr(extract_waiting, "WAIT_S", 0.2)
+    monkeypatch.setattr(Progress, "say", say)
+    os.link(tmp_path / "v" / "a.mp4", tmp_path / "v" / "d.mp4")
+    assert extract_all(tmp_path / "v", tmp_path / "t").done == 1
+    assert said[0].startswith("waiting: no worker of this run has found room for 0 s (0 of 2 CPUs free)")
 
 
 def without_space(rows: pa.Table, **_: Any) -> pa.Table:
