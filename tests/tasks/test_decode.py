@@ -258,6 +258,16 @@ def test_a_child_killed_while_idle_is_replaced(tmp_path: Path) -> None:
         assert numbers(one(pool, path)) == list(range(5))
 
 
+def test_ctrl_c_which_reaches_every_process_of_a_terminal_ends_no_child(tmp_path: Path) -> None:
+    path = encode(tmp_path / "clip.mp4", frames=5)
+    with DecodePool(timeout_s=60) as pool:
+        assert one(pool, path).status == "ok"
+        child = pool._children[0].process.pid
+        os.kill(child, signal.SIGINT)
+        assert numbers(one(pool, path)) == list(range(5))
+        assert pool._children[0].process.pid == child
+
+
 def test_nothing_is_left_behind_by_deaths_and_closing(tmp_path: Path) -> None:
     shared, mine = set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
     with DecodePool(timeout_s=60, reader=BAD) as pool:
