@@ -60,7 +60,7 @@ def test_s3_that_fails_at_random_loses_no_clip(
     files._s3_client.cache_clear()
     wanted = dict.fromkeys(NAMES, "features") | {"bad": "decode_error"}
     injected = proxy.injected
-    proxy.rate, proxy.faults, proxy.stall_seconds = 0.15, WORST, 2.5
+    proxy.rate, proxy.faults, proxy.stall_seconds = 0.15, WORST, 1.5  # a stall is longer than the second's patience
     try:
         report = extract_all(f"{bucket}/videos", f"{bucket}/table", decode=partial(impatient), shard_bytes=1)
         assert report.done + sum(report.failed.values()) == len(wanted)
@@ -77,14 +77,18 @@ def test_refused_credentials_end_in_one_line_without_the_secret(
 ) -> None:
     command = ["extract", f"{bucket}/videos", "--features", f"{bucket}/table", *OPTIONS]
     proxy.faults, proxy.rate = ("refused",), 1.0
+    refused = proxy.injected
     assert cli.run(command) == 2
     check_refusal(capsys)
+    assert proxy.injected == refused + 1, "S3 was asked again"
     # Refused on the way: a worker learns of it first, when it writes.
     proxy.rate = 0.0
     FeatureTable(f"{bucket}/table").put_extractor(tiny().id, tiny().to_json())
     proxy.rate, proxy.only = 1.0, ("PUT", "POST")
+    refused = proxy.injected
     assert cli.run(command) == 2
     check_refusal(capsys)
+    assert proxy.injected == refused + 1, "S3 was asked again"
     proxy.rate = 0.0
     assert cli.run(command) == 0
     assert account(f"{bucket}/table") == dict.fromkeys(NAMES, "features") | {"bad": "decode_error"}
