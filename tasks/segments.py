@@ -146,6 +146,8 @@ def begun(clips: pa.Table, done: pa.Table) -> dict[tuple[str, int], int]:
         Columns clip_id, segment, num_segments, content of the extractor's rows in the table.
     """
     long = done.filter(pa.compute.greater(done["num_segments"], 1))
+    if not long.num_rows:
+        return {}  # without a join that would hash every clip
     mine = long.join(clips.select(["clip_id", "content"]), keys=["clip_id", "content"], join_type="left semi")
     counted = mine.group_by(["clip_id", "num_segments"]).aggregate([("segment", "count_distinct")])
     names = counted["clip_id"].to_pylist(), counted["num_segments"].to_pylist()
@@ -153,6 +155,10 @@ def begun(clips: pa.Table, done: pa.Table) -> dict[tuple[str, int], int]:
 
 
 def blocks(rows: pa.Table, parallelism: int, most_rows: int = 64) -> Sequence[pa.Table]:
-    """Slice the rows into blocks small enough that every core has several, and that failures cost little."""
-    size = int(np.clip(rows.num_rows // (parallelism * 8), 1, most_rows))
+    """Slice the rows into blocks small enough that every core has several, and that failures cost little.
+
+    Above 400 blocks of `most_rows` they grow, up to four times: each costs the driver memory.
+    """
+    most = int(np.clip(rows.num_rows // 400, most_rows, 4 * most_rows))
+    size = int(np.clip(rows.num_rows // (parallelism * 8), 1, most))
     return [rows.slice(first, size) for first in range(0, rows.num_rows, size)]
