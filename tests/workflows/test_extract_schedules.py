@@ -87,6 +87,29 @@ class Archive(RuleBasedStateMachine):
         self.clips[name] = data.draw(st.sampled_from(self.former[name]))
         self.settled = False
 
+    @rule(name=NAMES, good=st.booleans(), other_good=st.booleans())
+    def change_and_change_back(self, name: str, good: bool, other_good: bool) -> None:
+        """What chance would seldom bring about: each content is extracted before the next one is there."""
+        for version in range(2):
+            self.written += 1
+            self.clips[name] = Clip(f"v{self.written}", good if version == 0 else other_good)
+            self.former.setdefault(name, []).append(self.clips[name])
+            self.settled = False
+            self._run()
+        self.clips[name] = self.former[name][-2]
+        self._run()
+        self.settled = True
+        self._run()
+
+    @rule(batch=st.integers(1, 2))
+    def cut_off_in_a_long_clip(self, batch: int) -> None:
+        self.written += 1
+        self.clips = {"e/long": Clip(f"v{self.written}", good=True)}
+        self.former.setdefault("e/long", []).append(self.clips["e/long"])
+        self.settled = False
+        with pytest.raises(Killed):
+            self._run(0, "after the commit", batch=batch)
+
     @precondition(lambda self: self.clips)
     @rule(data=st.data())
     def remove_clip(self, data: st.DataObject) -> None:
@@ -274,5 +297,5 @@ def _die(*_: object, **__: object) -> None:
 
 TestArchive = Archive.TestCase
 TestArchive.settings = settings(
-    max_examples=int(os.environ.get("PTHNET_SCHEDULES", "20")), stateful_step_count=12, deadline=None, derandomize=True
+    max_examples=int(os.environ.get("PTHNET_SCHEDULES", "10")), stateful_step_count=12, deadline=None, derandomize=True
 )
