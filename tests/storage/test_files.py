@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from storage import delta, files
@@ -42,3 +43,16 @@ def test_an_object_whose_body_is_cut_short_is_read_again(moto: servers.S3Server,
     proxy.faults = ("cut",)
     assert files.read_bytes(f"s3://{bucket}/a") == data
     assert proxy.injected == 2
+
+
+def test_a_table_whose_log_is_cut_short_is_opened_again(
+    moto: servers.S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"s3://{moto.bucket()}/t"
+    delta.ensure_table(uri, pa.schema([("a", pa.int32())]))
+    with servers.FaultyProxy(moto.endpoint, rate=1.0, faults=("cut",), limit=4) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        table = delta.open_table(uri)
+        assert table is not None
+        assert table.version() == 0
+        assert proxy.injected == 4
