@@ -117,7 +117,8 @@ def fine_tune(
         model.load_state_dict(state.model)
     model.to(device)
     if spec.model == "resnet18":
-        model.to(memory_format=torch.channels_last)  # the order that convolutions over images are quickest in
+        # The order that convolutions over images are quickest in.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = wrap(WithFeatures(model))
     optimizer = _optimizer(model, settings)
     if state.optimizer:
