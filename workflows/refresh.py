@@ -11,7 +11,7 @@ import hashlib
 import json as json_module
 import sys
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -33,6 +33,9 @@ def refresh(
     backbone: str = "small",
     weights: str | None = None,
     random_weights: int | None = None,
+    extract_precision: Literal["auto", "fp32", "bf16"] = "auto",
+    tail: Literal["cover", "drop"] = "cover",
+    normalize: Literal["none", "imagenet"] = "none",
     max_attempts: int = 1,
     max_failure_rate: float = 0.5,
     max_cpus: float | None = None,
@@ -54,6 +57,12 @@ def refresh(
         Its checkpoint.
     random_weights
         Instead of weights: draw them from this seed.
+    extract_precision
+        What `extract` calls precision; --precision is the training's.
+    tail
+        As for `extract`.
+    normalize
+        As for `extract`.
     max_attempts
         Runs in which a failing clip is tried before it stays in quarantine.
     max_failure_rate
@@ -85,6 +94,9 @@ def refresh(
         backbone,
         weights=weights,
         random_weights=random_weights,
+        precision=extract_precision,
+        tail=tail,
+        normalize=normalize,
         device=extract.forward_device("auto", max_gpus, request.address),
     )
     settings = extract.Settings(max_attempts=max_attempts, max_cpus=max_cpus, max_gpus=max_gpus)

@@ -39,6 +39,7 @@ def refresh(archive: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tu
     capsys.readouterr()
     lists = ["--train-list", f"{archive}/train.txt", "--test-list", f"{archive}/test.txt", "--classes", "Calm,Glad"]
     size = ["--backbone", "tiny", "--random-weights", "0", "--dim", "32", "--mlp-dim", "32", "--epochs", "1"]
+    size += ["--extract-precision", "fp32"]
     where = [
         "--features",
         f"{archive}/features",
@@ -60,6 +61,7 @@ def test_it_extracts_trains_and_registers_and_the_second_time_finds_nothing_to_d
     code, first = refresh(archive, capsys)
     assert code == 0
     assert (first["extraction"]["done"], first["trained"]) == (12, True)
+    assert "-fp32-" in first["extraction"]["extractor"]
     registered = first["training"]["registered"]
     assert [(model["version"], model["champion"]) for model in registered] == [("1", True)]
     assert registered[0]["reason"] in first["why"]
