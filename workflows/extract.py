@@ -274,7 +274,8 @@ def _pipeline(
     decode_options = {"num_cpus": pools.decode_cpus, **where}
 
     if decode is None:
-        probing = ray.remote(probe_rows).options(**decode_options)
+        # A core each, also where decoding reserves none later: else Ray starts a process for every block at once.
+        probing = ray.remote(probe_rows).options(num_cpus=pools.decode_cpus or 1, **where)
         parts = blocks(todo, pools.decode_tasks, most_rows=256)
         probed = pa.concat_tables(ray.get([probing.remote(part, limits, image_size) for part in parts]))
     else:
