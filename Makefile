@@ -20,7 +20,7 @@ demo: $(STAMP)
 # Many tests kill, freeze and restart real processes, which a busy machine may starve: a failed one is run once more, and the
 # last line says how many were.
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadfile --reruns 1
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --reruns 1
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -47,6 +47,16 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> serve
     return _use(request.getfixturevalue(f"{request.param}_server"), monkeypatch)
 
 
+# Files of half a minute and more, longest first: one of them begun last would keep one process busy and the other idle.
+SLOW = ("faults", "extract_killed", "train", "extract", "extract_s3", "finetune", "refresh", "demo", "registry_servers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first; the others as they come."""
+    places = {f"test_{name}.py": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """MLflow writes the server it last spoke to into the environment: the next test must not take it for the user's."""
