@@ -202,6 +202,7 @@ def test_nodes_killed_while_they_extract_and_while_they_write_cost_no_clip_and_n
         driver.ends_well()
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_sized_again_for_nodes_lost_for_good_and_for_nodes_that_join(
     machines: Machines, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_run_is_sized_again_for_nodes_lost_for_good_and_for_nodes_that_join(
         driver.ends_well()
 
 
+@pytest.mark.exhaustive
 def test_full_object_stores_spill_and_a_node_cut_off_and_back_costs_nothing(machines: Machines, tmp_path: Path) -> None:
     nodes = [machines.add(), machines.add()]
     with Driver(machines, "stuffed:0.05", tmp_path) as driver:
@@ -229,6 +231,7 @@ def test_full_object_stores_spill_and_a_node_cut_off_and_back_costs_nothing(mach
     assert "Spilled" in said
 
 
+@pytest.mark.exhaustive
 def test_a_job_submitted_twice_and_a_tick_during_a_job_leave_each_clip_once_and_the_loser_says_why(
     machines: Machines, tmp_path: Path
 ) -> None:
