@@ -61,6 +61,7 @@ def main(*, clips: tuple[int, ...] = (1_000, 10_000, 100_000), name: str = "scal
             wanted = clip_table(count)
             report = run(wanted, features, extractor, settings=settings, decode=null_decode)
             assert report.done == count, report
+            peak = _peak_mb()
             started = time.perf_counter()
             again = planned(wanted, features, extractor, settings)
             plan_s = time.perf_counter() - started
@@ -73,11 +74,12 @@ def main(*, clips: tuple[int, ...] = (1_000, 10_000, 100_000), name: str = "scal
                     f"{report.wall_s:.1f}",
                     f"{count / report.wall_s:.0f}",
                     f"{1000 * report.wall_s / count:.2f}",
-                    f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}",
+                    f"{peak:.0f}",
                     shards,
                     report.commits,
                     f"{size / 1e6:.0f}",
                     f"{plan_s:.2f}",
+                    f"{_peak_mb():.0f}",
                 ]
             )
             print(*rows[-1], flush=True)
@@ -91,9 +93,14 @@ def main(*, clips: tuple[int, ...] = (1_000, 10_000, 100_000), name: str = "scal
         "commits",
         "table MB",
         "plan again s",
+        "then peak MB",
     ]
     notes = [f"Null decoder and null backbone, {FRAMES} frames a clip, local disk; one Ray for all rows.", ""]
     keep(name, table("Scale without decoding and forward pass", header, rows, notes))
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
