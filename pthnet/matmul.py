@@ -15,25 +15,30 @@ import torch
 FLOAT32_ERROR = 5e-6  # relative to the largest entry; float32 sums of 256 terms err by 1e-6, bfloat16 factors by 3e-3
 
 
-@contextmanager
-def fastest_exact_matmul(device: torch.device | str = "cpu") -> Iterator[str]:
-    """Within the block float32 products on the CPU take the fastest route that is exact; other devices are left alone.
+def use_fastest_exact_matmul(device: torch.device | str = "cpu") -> str:
+    """From now on float32 products on the CPU take the fastest route that is exact; other devices are left alone.
 
-    Yields
-    ------
+    Returns
+    -------
     str
         "onednn" or "default", for the record.
     """
     before = torch.get_float32_matmul_precision()
-    route = "default"
-    if torch.device(device).type == "cpu" and before == "highest":
-        torch.set_float32_matmul_precision("medium")
-        if _still_float32():
-            route = "onednn"
-        else:
-            torch.set_float32_matmul_precision(before)
+    if torch.device(device).type != "cpu" or before != "highest":
+        return "default"
+    torch.set_float32_matmul_precision("medium")
+    if _still_float32():
+        return "onednn"
+    torch.set_float32_matmul_precision(before)
+    return "default"
+
+
+@contextmanager
+def fastest_exact_matmul(device: torch.device | str = "cpu") -> Iterator[str]:
+    """`use_fastest_exact_matmul` within the block only."""
+    before = torch.get_float32_matmul_precision()
     try:
-        yield route
+        yield use_fastest_exact_matmul(device)
     finally:
         torch.set_float32_matmul_precision(before)
 
