@@ -153,7 +153,7 @@ class Backbone:
 
     @torch.inference_mode()
     def rate(self, micro_batch: int, *, compiled: bool = True, seconds: float = 1.0, least: int = 3) -> float:
-        """Windows per second of a bare forward loop over one resident clip: the best of several micro-batches."""
+        """Windows per second of a bare forward loop over one resident clip, once it is warm."""
         size = self.extractor.image_size
         frames = torch.zeros(WINDOW, size, size, 3, dtype=torch.uint8, device=self.device)
         index = torch.arange(WINDOW, device=self.device).expand(micro_batch, WINDOW)
@@ -166,10 +166,10 @@ class Backbone:
 
         with fastest_exact_matmul(self.device):
             once()  # kernels are chosen, code is compiled
-            best, began, done = float("inf"), time.perf_counter(), 0
-            while done < least or time.perf_counter() - began < seconds:
-                best, done = min(best, once()), done + 1
-        return micro_batch / best
+            spent, done = 0.0, 0
+            while done < least or spent < seconds:
+                spent, done = spent + once(), done + 1
+        return micro_batch * done / spent
 
     def _run(self, frames: Tensor, index: Tensor, done: list[Tensor], *, final: bool) -> None:
         """Append the features of windows not yet done, in whole micro-batches; the last is padded if final."""

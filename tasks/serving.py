@@ -149,9 +149,6 @@ class Scorer:
     """
 
     def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
-        from pthnet.matmul import use_fastest_exact_matmul
-
-        use_fastest_exact_matmul(device)
         self.bundle, self.device = bundle, device
         # A direction a thread: for one clip two cores are used better so than by splitting each small product, whose
         # barriers cost tens of milliseconds on a machine that is shared.

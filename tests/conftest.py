@@ -48,7 +48,7 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> serve
 
 
 # Files of half a minute and more, longest first: one of them begun last would keep one process busy and the other idle.
-SLOW = ("faults", "extract_killed", "train", "extract", "extract_s3", "finetune", "refresh", "demo", "registry_servers")
+SLOW = ("train", "extract_killed", "extract", "finetune", "faults", "extract_s3", "demo", "refresh", "registry_servers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -172,10 +172,12 @@ def application(
         def __init__(self) -> None:
             import torch
 
+            from pthnet.matmul import use_fastest_exact_matmul
             from tasks.direct import DirectExtractor
             from tasks.model_source import load_model
             from tasks.serving import Scorer
 
+            use_fastest_exact_matmul(device)  # this process does nothing else
             self.bundle = load_model(model, tracking_uri)
             torch.set_num_threads(max(1, int(options["ray_actor_options"]["num_cpus"]) // len(self.bundle.networks)))
             self.scorer = Scorer(self.bundle, device)

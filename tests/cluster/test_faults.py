@@ -187,6 +187,7 @@ def planned_again(videos: Path, features: Path) -> dict[str, int]:
     return planned(listed([str(videos)]), str(features), tiny(), Settings()).counts
 
 
+@pytest.mark.exhaustive
 def test_nodes_killed_while_they_extract_and_while_they_write_cost_no_clip_and_nodes_added_take_over(
     machines: Machines, tmp_path: Path
 ) -> None:
