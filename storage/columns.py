@@ -107,16 +107,19 @@ def recalled(keys: pa.Table) -> pa.Table:
     if "created_at" not in keys.column_names:
         return keys
     by = ["clip_id", "content", "extractor"]
-    newest = recalls.group_by(by).aggregate([("created_at", "max")])
-    # One joined string per row: pyarrow looks up single columns only. NUL stands in no path.
-    mine, theirs = (
-        pc.binary_join_element_wise(*(rows[name].combine_chunks() for name in by), "\0") for rows in (keys, newest)
-    )
-    at = newest["created_at_max"].combine_chunks().take(pc.index_in(mine, value_set=theirs))
+    latest = recalls.group_by(by).aggregate([("created_at", "max")])
+    mine, theirs = (joined(*(rows[name] for name in by)) for rows in (keys, latest))
+    at = latest["created_at_max"].combine_chunks().take(pc.index_in(mine, value_set=theirs))
     made = keys["created_at"].combine_chunks()
     place = keys.schema.get_field_index("created_at")
     later = pc.if_else(pc.fill_null(pc.greater(at, made), False), at, made)
     return keys.set_column(place, keys.schema.field(place), later)
+
+
+def joined(*columns: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One string per row of several columns: pyarrow looks up single columns only. NUL stands in no path."""
+    whole = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns)
+    return pc.binary_join_element_wise(*whole, "\0")
 
 
 def newest(whole: pa.Table) -> pa.Table:

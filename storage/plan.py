@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage import quarantine
-from storage.columns import complete
+from storage.columns import complete, joined
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ def plan(
     whole = complete(keys)
 
     ids, content = clips["clip_id"].combine_chunks(), clips["content"].combine_chunks()
-    wanted = _pairs(ids, content)
-    known = _is_in(wanted, _pairs(whole["clip_id"], whole["content"]))
-    place = pc.index_in(wanted, value_set=_pairs(failed["clip_id"], failed["content"]))
+    wanted = joined(ids, content)
+    known = _is_in(wanted, joined(whole["clip_id"], whole["content"]))
+    place = pc.index_in(wanted, value_set=joined(failed["clip_id"], failed["content"]))
     tried = pc.fill_null(failed["attempts"].combine_chunks().take(place), 0).to_numpy(zero_copy_only=False)
     barred = (tried >= max(1, max_attempts)) & ~known & (not retry_quarantined)
     todo = ~known & ~barred
     retried = todo & (tried > 0)
     seen = _is_in(ids, pa.concat_arrays([_one(keys["clip_id"]), _one(failed["clip_id"])]))
     # Some segments of this very content may be there already, left by a run that was cut off: not a changed clip.
-    begun = _is_in(wanted, _pairs(keys["clip_id"], keys["content"]))
+    begun = _is_in(wanted, joined(keys["clip_id"], keys["content"]))
     changed = todo & ~retried & seen & ~begun
     counts = {
         "new": int((todo & ~retried & ~changed).sum()),
@@ -85,12 +85,12 @@ def plan(
     rows = clips.append_column("attempt", pa.array((tried + 1).astype(np.int32))).filter(pa.array(todo))
     last = quarantine.last(failures, ["clip_id", "content", "extractor"])
     lapsed = _lapsed(ids, content, whole, last)
-    again = _pairs(ids, content).filter(pa.array(barred & lapsed))
+    again = joined(ids, content).filter(pa.array(barred & lapsed))
     return Plan(
         todo=rows.combine_chunks(),
         counts=counts,
         recalled=clips.filter(pa.array(known & lapsed)).combine_chunks(),
-        refailed=last.filter(_is_in(_pairs(last["clip_id"], last["content"]), again)),
+        refailed=last.filter(_is_in(joined(last["clip_id"], last["content"]), again)),
     )
 
 
@@ -110,11 +110,6 @@ def _lapsed(ids: pa.Array, content: pa.Array, whole: pa.Table, last: pa.Table) -
 
 def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _pairs(ids: pa.ChunkedArray | pa.Array, content: pa.ChunkedArray | pa.Array) -> pa.Array:
-    # One joined string per pair: pyarrow looks up single columns only. NUL stands in no path.
-    return pc.binary_join_element_wise(_one(ids), _one(content), "\0")
 
 
 def _is_in(values: pa.Array, among: pa.Array) -> np.ndarray:
