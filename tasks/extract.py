@@ -5,7 +5,6 @@ so that no feature depends on what it was batched with. One row in is one row ou
 """
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,11 +97,8 @@ class ExtractFeatures:
         from tasks.meters import Meters
 
         keep_freed_memory()
-        # Every thread that computes gets a pool of OpenMP threads of its own, and once these are more than the cores,
-        # they sleep at each barrier instead of waiting awake. Ray makes and calls an actor on different threads.
-        self._computing = ThreadPoolExecutor(1, "forward")
         if threads and device == "cpu":
-            self._computing.submit(torch.set_num_threads, threads).result()
+            torch.set_num_threads(threads)
         if weights is None:
             self.backbone = build_backbone(extractor, device=device, micro_batch=micro_batch)
         else:
@@ -112,9 +108,8 @@ class ExtractFeatures:
         self.frames_per_pass = frames_per_pass
         self.meters = Meters(extractor.id)
         if micro_batch is None and device == "cuda":
-            self.backbone.micro_batch = self._computing.submit(micro_batch_of, self.backbone).result()
-        measured = measure and self._computing.submit(self.backbone.rate, self.backbone.micro_batch).result()
-        self.bare_rate = float(measured)
+            self.backbone.micro_batch = micro_batch_of(self.backbone)
+        self.bare_rate = self.backbone.rate(self.backbone.micro_batch) if measure else 0.0
         self.ready_at = time.time()
         self._idle_since = time.perf_counter()
 
@@ -165,8 +160,7 @@ class ExtractFeatures:
 
         started, copied = time.perf_counter(), self.backbone.copy_s
         try:
-            segments, indices = [frames[i] for i in batch], [_index(work[i]) for i in batch]
-            found = self._computing.submit(self.backbone.extract, segments, indices).result()
+            found = self.backbone.extract([frames[i] for i in batch], [_index(work[i]) for i in batch])
         except torch.OutOfMemoryError as error:
             for i in batch:
                 work[i].fail("out_of_memory", f"not even one window fits on the device: {str(error).splitlines()[0]}")

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pthnet.allocator import keep_freed_memory
 from pthnet.errors import ModelError
 from pthnet.matmul import fastest_exact_matmul
 from pthnet.metrics import scores
@@ -242,7 +241,6 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     from storage.files import write_atomic
 
-    keep_freed_memory()
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
