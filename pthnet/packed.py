@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 REACH = 2  # of the widest kernel, 5 taps
+ROWS = 32  # the number of rows that matrix products are given is a multiple of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +151,14 @@ def worth_computing(mask: Tensor, reach: int = 0) -> Tensor | None:
     """Rows of the flattened [B * T, C] that are valid, or within `reach` of a valid one; None stands for all.
 
     What a matrix product yields on a padded slot is masked away afterwards, and short clips make most slots padding.
-    An accelerator would have to be waited for to count the rows: there all are computed.
+    An accelerator would have to be waited for to count the rows: there all are computed. Some padded ones are added to
+    make the number of rows a multiple of ROWS: oneDNN compiles, and keeps, a kernel for every shape it meets.
     """
     if mask.device.type != "cpu":
         return None
-    near = F.max_pool1d(mask.float(), 2 * reach + 1, 1, reach) > 0 if reach else mask
-    return near.flatten().nonzero()[:, 0]
+    near = (F.max_pool1d(mask.float(), 2 * reach + 1, 1, reach) > 0 if reach else mask).flatten()
+    count = -(-int(near.sum()) // ROWS) * ROWS
+    return near.logical_not().to(torch.uint8).argsort(stable=True)[:count]
 
 
 def on_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor | None) -> Tensor:

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from pthnet.errors import ModelError
 from pthnet.losses import pyramid_loss
-from pthnet.packed import DropPath, Layout
+from pthnet.packed import ROWS, DropPath, Layout, worth_computing
 from pthnet.pth_net import FusedPTHNet, PTHNet, PTHNetConfig, flops
 from pthnet.published import load_pthnet, published_layout
 from pthnet.windows import LEVELS
@@ -260,3 +262,14 @@ def test_settings_that_cannot_work_say_what_would(settings: dict[str, object], m
 def test_a_pyramid_that_does_not_fit_says_why(pyramid: Pyramid, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         PTHNet(SMALL)(pyramid)
+
+
+@hypothesis.given(valid=st.lists(st.booleans(), min_size=1, max_size=200), reach=st.integers(0, 2))
+def test_rows_worth_computing_hold_every_valid_slot_once_in_few_sizes(valid: list[bool], reach: int) -> None:
+    mask = torch.tensor([valid])
+    rows = worth_computing(mask, reach)
+    assert rows is not None
+    assert len(set(rows.tolist())) == len(rows)
+    near = {at for at in range(len(valid)) if any(valid[max(0, at - reach) : at + reach + 1])}
+    assert near <= set(rows.tolist())
+    assert len(rows) == min(-(-len(near) // ROWS) * ROWS, len(valid))
