@@ -243,18 +243,34 @@ def read_object(bucket: str, key: str) -> tuple[bytes, str]:
 
 def write_atomic(uri: str, data: bytes | pa.Buffer) -> None:
     """Write a file so that readers see all of it or nothing (temporary name and move; on S3 a put is atomic)."""
-    with explained(uri):
-        if is_s3(uri):
+    if is_s3(uri):
+        with explained(uri):
             bucket, key = split_s3(uri)
             # A multipart upload (over 8 MB) shows nothing until it is complete, and is aborted when it fails.
             s3_client().upload_fileobj(pa.BufferReader(data), bucket, key)
-            return
-        path = local_path(uri)
+        return
+    with writing(uri) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Any]:
+    """An open file whose content readers see as `write_atomic` has it, once the block ends well; else nothing stays.
+
+    Where it is local, what is written need not fit into memory.
+    """
+    if is_s3(uri):
+        sink = pa.BufferOutputStream()
+        yield sink
+        write_atomic(uri, sink.getvalue())
+        return
+    path = local_path(uri)
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    with explained(uri):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from storage import files
 from storage.columns import DIRECTIONS, FEATURES
 from storage.errors import StorageError
 
-ROW_GROUP_BYTES = 32 << 20  # what a reader holds at once per file
+ROW_GROUP_BYTES = 8 << 20  # what a reader, or a writer beside all its rows, holds at once per file
 _STORED = pa.schema([field for field in FEATURES if field.name != "extractor"])  # Delta keeps a partition in the path
 _SPLIT = [f"{direction}.features.list.element" for direction in DIRECTIONS]
 
@@ -40,14 +41,14 @@ def write_shard(table: pa.Table, uri: str, extractor_id: str, *, run_id: str = "
         raise StorageError(f"rows of the feature table need the columns {missing}")
     if not table.num_rows:
         raise StorageError("a shard needs at least one row")
-    table = table.select(_STORED.names).cast(_STORED).sort_by([("clip_id", "ascending"), ("segment", "ascending")])
-    path = f"extractor={extractor_id}/{_digest(table, run_id)}.parquet"
+    table = table.select(_STORED.names).cast(_STORED).combine_chunks()
+    path = f"extractor={extractor_id}/{_digest(_sorted(table), run_id)}.parquet"
     target = files.join(uri, "features", path)
     size = files.size_of(target)
     if size is None:
-        data = _encode(table)
-        files.write_atomic(target, data)
-        size = len(data)
+        with files.writing(target) as file:
+            _encode(_sorted(table), file)
+            size = file.tell()
     first, last = (value.as_py() for value in pc.min_max(table["clip_id"]).values())
     stats = {
         "numRecords": table.num_rows,
@@ -65,7 +66,15 @@ def write_shard(table: pa.Table, uri: str, extractor_id: str, *, run_id: str = "
     }
 
 
-def _digest(table: pa.Table, run_id: str) -> str:
+def _sorted(table: pa.Table) -> Iterator[pa.Table]:
+    """Row groups in the order of clips. One at a time: all at once would be a copy of everything."""
+    order = pc.sort_indices(table, [("clip_id", "ascending"), ("segment", "ascending")])
+    rows = max(1, ROW_GROUP_BYTES // max(1, table.nbytes // table.num_rows))
+    for start in range(0, table.num_rows, rows):
+        yield table.take(order.slice(start, rows))
+
+
+def _digest(groups: Iterable[pa.Table], run_id: str) -> str:
     """Digest of the rows, whenever they were made."""
     hasher = hashlib.blake2b(run_id.encode(), digest_size=16)
 
@@ -80,17 +89,17 @@ def _digest(table: pa.Table, run_id: str) -> str:
 
         def close(self) -> None: ...
 
-    facts = table.drop_columns(["created_at"]).combine_chunks()
-    with pa.ipc.new_stream(pa.PythonFile(Sink(), "w"), facts.schema) as stream:
-        stream.write_table(facts)
+    facts = _STORED.remove(_STORED.get_field_index("created_at"))
+    with pa.ipc.new_stream(pa.PythonFile(Sink(), "w"), facts) as stream:
+        for group in groups:
+            stream.write_table(group.select(facts.names).combine_chunks())
     return hasher.hexdigest()
 
 
-def _encode(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
+def _encode(groups: Iterable[pa.Table], file: Any) -> None:
     with pq.ParquetWriter(
-        sink,
-        table.schema,
+        file,
+        _STORED,
         compression="zstd",
         # Bytes of equal weight side by side: float32 that came from bfloat16 packs as small as 16 bits would.
         use_byte_stream_split=_SPLIT,
@@ -98,6 +107,5 @@ def _encode(table: pa.Table) -> pa.Buffer:
         write_statistics=["clip_id", "segment", "created_at"],
         store_schema=False,
     ) as writer:
-        per_row = max(1, table.nbytes // table.num_rows)
-        writer.write_table(table, row_group_size=max(1, ROW_GROUP_BYTES // per_row))
-    return sink.getvalue()
+        for group in groups:
+            writer.write_table(group)

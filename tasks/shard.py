@@ -78,9 +78,10 @@ def write_rows(*blocks: pa.Table, uri: str, extractor_id: str, run_id: str) -> W
     """
     started = time.perf_counter()
     at = datetime.now(UTC)
-    rows = pa.concat_tables(blocks).combine_chunks()
+    rows = pa.concat_tables(blocks)
     succeeded = pc.equal(rows["status"], "ok")
-    good, bad = rows.filter(succeeded), rows.filter(pc.invert(succeeded))
+    bad = rows.filter(pc.invert(succeeded))
+    good = rows.filter(succeeded) if bad.num_rows else rows  # mostly all are, and a copy is not small
     shard = None
     if good.num_rows:
         stamped = good.append_column("extractor", pa.repeat(pa.scalar(extractor_id), good.num_rows))
