@@ -12,39 +12,58 @@ if TYPE_CHECKING:
     from workflows.extract_settings import Settings
 
 BLOCK_BYTES = 32 << 20  # frames that a decode task hands on at once
+WRITE_RETRIES = 3  # of a shard whose process or node died; written twice it is one file, named by its content
 SALVAGE_S = 60.0  # what an execution that ended early leaves to write must be written by then, or is done again
 
 
 def shards(rows: Any, uri: str, extractor_id: str, run_id: str, settings: "Settings") -> "Iterator[Written]":
-    """Group the pipeline's blocks into shards, written where they lie; only references pass through here."""
+    """Group the pipeline's blocks into shards, written where they lie; only references pass through here.
+
+    On one machine they lie here, and the driver writes them: a process for it would take more memory than the rows.
+    """
     import ray
 
     from tasks.shard import write_rows
 
-    write = ray.remote(num_cpus=0, **working_nodes())(cast("Any", write_rows))
-    keywords = {"uri": uri, "extractor_id": extractor_id, "run_id": run_id}
-    held: list[Any] = []
+    where = {"uri": uri, "extractor_id": extractor_id, "run_id": run_id}
+    task = ray.remote(num_cpus=0, max_retries=WRITE_RETRIES, **working_nodes())(cast("Any", write_rows))
+    here = one_machine()
     writing: list[Any] = []
+
+    def write(blocks: list[Any]) -> "Iterator[Written]":
+        if here:
+            yield write_rows(*ray.get(blocks), **where)
+        else:
+            writing.append(task.remote(*blocks, **where))
+
+    held: list[Any] = []
     size, since = 0, time.monotonic()
     try:
         for bundle in rows.iter_internal_ref_bundles():
             held.extend(entry.ref for entry in bundle.blocks)
             size += bundle.size_bytes()
             if size >= settings.shard_bytes or time.monotonic() - since >= settings.commit_every_s:
-                writing.append(write.remote(*held, **keywords))
+                yield from write(held)
                 held, size, since = [], 0, time.monotonic()
-            ended, writing = ray.wait(writing, num_returns=len(writing), timeout=0) if writing else ([], [])
+            ended, writing[:] = ray.wait(writing, num_returns=len(writing), timeout=0) if writing else ([], [])
             yield from ray.get(ended)
     except PoolsMisfit:
         if held:
-            writing.append(write.remote(*held, **keywords))
+            writing.append(task.remote(*held, **where))  # by a task in any case: rows may have been lost with a node
         yield from _salvaged(writing)
         raise
     if held:
-        writing.append(write.remote(*held, **keywords))
+        yield from write(held)
     while writing:
-        ended, writing = ray.wait(writing)
+        ended, writing[:] = ray.wait(writing)
         yield from ray.get(ended)
+
+
+def one_machine() -> bool:
+    """Whether the cluster is this machine alone, as far as it is known now."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def _salvaged(writing: list[Any]) -> "Iterator[Written]":

@@ -17,6 +17,7 @@ from storage.errors import StorageError
 from storage.features import FeatureTable
 from storage.runs import read_runs
 from tasks.decode_rows import decode_rows
+from tasks.shard import Written, write_rows
 from tests import videos
 from tests.pipeline import (
     BAD_READER,
@@ -162,6 +163,30 @@ def test_a_killed_worker_process_loses_no_clip_and_doubles_none(tmp_path: Path) 
     assert Path(f"{marker}-self").exists()
     assert report.done == 41
     assert account(tmp_path / "t") == dict.fromkeys([*names, "killer"], "features")
+    assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
+
+
+def test_a_process_that_dies_writing_a_shard_loses_no_clip_and_doubles_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{i:02d}" for i in range(8)]
+    many(tmp_path / "v", names)
+    marker = tmp_path / "killed"
+
+    def write_or_die(*blocks: Any, **how: Any) -> Written:
+        """A shard, whose process dies the first time, when the file is written and nobody knows yet."""
+        written = write_rows(*blocks, **how)
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+    monkeypatch.setattr("tasks.shard.write_rows", write_or_die)
+    monkeypatch.setattr("workflows.extract_stream.one_machine", lambda: False)  # so that it is not this process
+    report = extract_all(tmp_path / "v", tmp_path / "t", batch_clips=4, shard_bytes=1)
+    assert marker.exists()
+    assert report.done == len(names)
+    assert account(tmp_path / "t") == dict.fromkeys(names, "features")
     assert_nothing_to_do(tmp_path / "v", tmp_path / "t")
 
 
