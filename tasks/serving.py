@@ -9,8 +9,7 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,17 +148,24 @@ class Scorer:
     """
 
     def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
-        self.bundle, self.device = bundle, device
-        # A direction a thread: for one clip two cores are used better so than by splitting each small product, whose
-        # barriers cost tens of milliseconds on a machine that is shared.
-        self._threads = ThreadPoolExecutor(len(bundle.networks))
-        for network in bundle.networks.values():
-            network.to(device).eval()
+        self.bundle = bundle
+        self.networks = {
+            name: DirectionScorer(network, bundle.level, device) for name, network in bundle.networks.items()
+        }
 
     def __call__(self, instances: Sequence[Instance]) -> list[dict[str, Any]]:
         """Expression, confidence and probabilities by class name of each instance."""
-        running = {name: self._threads.submit(self._logits, instances, name) for name in self.bundle.networks}
-        logits = {name: future.result() for name, future in running.items()}
+        return self.answers({name: one.logits(self.slots(instances, name)) for name, one in self.networks.items()})
+
+    def slots(self, instances: Sequence[Instance], direction: str) -> list[np.ndarray]:
+        """The windows of each instance that the published evaluation samples."""
+        from pthnet.slots import sample_slots
+
+        count = SLOTS[self.bundle.level]
+        return [each[direction][sample_slots(len(each[direction]), count)] for each in instances]
+
+    def answers(self, logits: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """What is said of each instance, from its logits by direction [B, classes]."""
         fused = fuse(logits.get("forward"), logits.get("reverse"), self.bundle.mu).astype(np.float64)
         shares = np.exp(fused - fused.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
@@ -173,18 +179,40 @@ class Scorer:
             for row in shares
         ]
 
-    def _logits(self, instances: Sequence[Instance], direction: str) -> np.ndarray:
+
+class DirectionScorer:
+    """One direction's network.
+
+    Parameters
+    ----------
+    network
+        A PTH-Net.
+    level
+        That decides.
+    device
+        "cpu" or "cuda".
+    threads
+        For a process that does nothing else: how many compute, on the CPU by the fastest exact products.
+    """
+
+    def __init__(self, network: Any, level: str, device: str = "cpu", threads: int | None = None) -> None:
+        if threads:
+            import torch
+
+            from pthnet.matmul import use_fastest_exact_matmul
+
+            use_fastest_exact_matmul(device)
+            torch.set_num_threads(threads)
+        self.network, self.level, self.device = network.to(device).eval(), level, device
+
+    def logits(self, slots: Sequence[np.ndarray]) -> np.ndarray:
+        """Logits [B, classes] of B instances' sampled windows."""
         import torch
 
-        from pthnet.slots import sample_slots
-
-        network, level = self.bundle.networks[direction], self.bundle.level
-        x = np.zeros((len(instances), SLOTS[level], network.config.in_dim), np.float32)  # [B, T, D]
+        x = np.zeros((len(slots), SLOTS[self.level], self.network.config.in_dim), np.float32)  # [B, T, D]
         mask = np.zeros(x.shape[:2], bool)
-        for row, instance in enumerate(instances):
-            chosen = sample_slots(len(instance[direction]), SLOTS[level])
-            x[row, : len(chosen)], mask[row, : len(chosen)] = instance[direction][chosen], True
+        for row, windows in enumerate(slots):
+            x[row, : len(windows)], mask[row, : len(windows)] = windows, True
         with torch.inference_mode():
-            slots = torch.from_numpy(x).to(self.device).transpose(1, 2)
-            found = network({level: (slots, torch.from_numpy(mask).to(self.device))})[level]
-        return found.float().cpu().numpy()
+            given = torch.from_numpy(x).to(self.device).transpose(1, 2), torch.from_numpy(mask).to(self.device)
+            return self.network({self.level: given})[self.level].float().cpu().numpy()

@@ -8,12 +8,16 @@ login, so put it behind something that has one before others can reach it.
 """
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
     from tasks.serving import Limits
+
+GATHER_S = 0.005  # while several requests are here, the first of a batch waits so long for those still being read
+MESSAGE_BYTES = 4 << 20  # the features of a clip travel within Ray's messages, not by way of its object store
 
 
 def serve(
@@ -58,7 +62,7 @@ def serve(
     max_batch
         Most instances scored at once.
     batch_wait
-        Seconds the first of them waits for others. Those that came while others were scored go together anyway.
+        Seconds the first of them waits for others even when it is alone; in a crowd it waits a few milliseconds anyway.
     max_waiting
         Requests that may wait; further ones get 503.
     max_request_mb
@@ -127,6 +131,7 @@ def start(
     from tasks.model_source import load_model, registry_uri
     from tasks.serving import Limits
 
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(MESSAGE_BYTES))  # for a Ray that starts here
     load_model(model, tracking_uri)  # refused here, in one line, rather than by a replica that restarts for ever
     found = registry_uri(tracking_uri) if model.startswith("models:/") else None
     resources = connect(address)
@@ -179,24 +184,38 @@ def application(
 
             use_fastest_exact_matmul(device)  # this process does nothing else
             self.bundle = load_model(model, tracking_uri)
-            torch.set_num_threads(max(1, int(options["ray_actor_options"]["num_cpus"]) // len(self.bundle.networks)))
             self.scorer = Scorer(self.bundle, device)
+            cores, directions = int(options["ray_actor_options"]["num_cpus"]), list(self.bundle.networks)
+            apart = directions[1:] if device == "cpu" and cores >= len(directions) else []
+            threads = max(1, cores // (1 + len(apart)))
+            torch.set_num_threads(threads)
+            self.beside = {name: _beside(self.bundle.networks[name], self.bundle.level, threads) for name in apart}
             self.extractor: DirectExtractor | None = None
+            self.open = 0
 
         @ray_serve.batch(max_batch_size=max_batch, batch_wait_timeout_s=batch_wait)
         async def score(self, instances: list[Any]) -> list[Any]:
-            return await asyncio.to_thread(self.scorer, instances)
+            slots = {name: self.scorer.slots(instances, name) for name in self.bundle.networks}
+            running = {name: actor.logits.remote(slots[name]) for name, actor in self.beside.items()}
+            # On the event loop itself, which has nothing better to do: a thread beside it would contend with it for the
+            # interpreter. What arrives meanwhile is the next batch.
+            here = [name for name in slots if name not in running]
+            logits = {name: self.scorer.networks[name].logits(slots[name]) for name in here}
+            return self.scorer.answers({**logits, **{name: await found for name, found in running.items()}})
 
         async def __call__(self, request: Request) -> JSONResponse:
             from pthnet.errors import ModelError
             from tasks.serving import Refusal
 
+            self.open += 1
             try:
                 return JSONResponse(await self.answer(request))
             except Refusal as refusal:
                 return JSONResponse({"error": str(refusal)}, status_code=refusal.status)
             except ModelError as error:  # a clip that cannot be decoded, or is too long
                 return JSONResponse({"error": str(error)}, status_code=422)
+            finally:
+                self.open -= 1
 
         async def answer(self, request: Request) -> dict[str, Any]:
             from tasks.serving import Refusal, read_request
@@ -221,6 +240,8 @@ def application(
                 await asyncio.to_thread(self.extracted, each) if isinstance(each, str) else each
                 for each in asked.instances
             ]
+            batches: Any = self.score  # which the decorator gave its settings
+            batches.set_batch_wait_timeout_s(batch_wait if self.open == 1 else max(batch_wait, GATHER_S))
             return {"predictions": await asyncio.gather(*(self.score(each) for each in instances))}
 
         async def body(self, request: Request) -> bytes:
@@ -247,3 +268,20 @@ def application(
 
     deployment: Any = Expressions  # the decorator made a Deployment of the class
     return deployment.bind()
+
+
+def _beside(network: Any, level: str, threads: int) -> Any:
+    """A process on this node that scores one direction while its caller scores another.
+
+    A clip's networks are thousands of operations of microseconds: two threads of one process would spend more time
+    handing the interpreter to each other than they gain.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from tasks.serving import DirectionScorer
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(DirectionScorer)
+    lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 2, "scheduling_strategy": here}
+    return actor.options(**lasting).remote(network, level, "cpu", threads)

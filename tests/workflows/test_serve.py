@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from tasks.direct import direct_extractor
@@ -90,3 +91,15 @@ def test_a_crowd_of_32_clients_loses_no_request_and_everyone_gets_their_own_answ
     expected = [answer for part in alone for answer in part["predictions"]]
     for (_, found), wanted in zip(together, expected, strict=True):
         assert found["predictions"][0]["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+
+
+def test_a_network_whose_process_dies_is_started_again_and_no_request_is_lost(server: tuple[str, Path]) -> None:
+    address, _ = server
+    dim = small_bundle(tiny=True).networks["forward"].config.in_dim
+    body = {"instances": [packed({name: np.ones((3, dim)) for name in ("forward", "reverse")})]}
+    _, before = ask(f"{address}/predict", body)
+    beside = [process for process in psutil.process_iter(["name"]) if "DirectionScorer" in "".join(process.cmdline())]
+    assert beside
+    for process in beside:
+        process.kill()
+    assert ask(f"{address}/predict", body) == (200, before)
