@@ -1,8 +1,10 @@
-"""What a cluster may lose while features are extracted, on a real Ray of several nodes on this machine.
+"""What a cluster may lose while features are extracted and models trained, on a real Ray of several nodes here.
 
-After each loss: every clip is in the table exactly once, and the same run again finds nothing to do.
+After each loss: every clip is in the table exactly once, and the same run again finds nothing to do; a training ends
+with the weights of one that lost nothing.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -20,6 +22,7 @@ import pytest
 from cluster import jobs
 from cluster.job_spec import job_spec
 from cluster.schedules import Schedule, run_once
+from tests.archives import write_archive
 from tests.pipeline import OPTIONS, account, many, tiny
 from workflows.extract import Settings, listed, planned
 from workflows.submit import _follow
@@ -30,6 +33,7 @@ LOOPBACK = "127.0.0.2"  # 127.0.0.1 would be turned into the outward address
 CLIPS = [f"clip-{number:03}" for number in range(60)]
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 100 * 2**20  # object store of each node, bytes
+LAB = "name: lab\nclasses: [Happy, Sad, Neutral]\nfolds: 2\nschedule: {epochs: 40, milestones: [30]}\n"
 
 
 class Machines:
@@ -137,14 +141,13 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 150) ->
 
 
 class Driver:
-    """`tests.driver` in a process of its own, as a user starts `pthnet`."""
+    """A driver in a process of its own, as a user starts `pthnet`."""
 
-    def __init__(self, machines: Machines, cue: str, folder: Path) -> None:
-        self.videos, self.features, self.log = many(folder / "videos", CLIPS), folder / "features", folder / "log"
-        command = [sys.executable, "-m", "tests.driver", cue, "extract", str(self.videos), "--features"]
+    def __init__(self, machines: Machines, module: str, arguments: list[str], log: Path) -> None:
+        self.log = log
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*command, str(self.features), *OPTIONS],
+                [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,
                 env={**os.environ, "RAY_ADDRESS": f"{LOOPBACK}:{machines.gcs}"},
                 stdout=out,
@@ -174,8 +177,21 @@ class Driver:
     def ends_well(self) -> str:
         """Wait for its end; what it printed."""
         assert self.process.wait(150) == 0, self.said()
-        assert_each_clip_once(self.videos, self.features)
         return self.said()
+
+
+class Extraction(Driver):
+    """`tests.driver CUE extract`."""
+
+    def __init__(self, machines: Machines, cue: str, folder: Path) -> None:
+        self.videos, self.features = many(folder / "videos", CLIPS), folder / "features"
+        arguments = [cue, "extract", str(self.videos), "--features", str(self.features), *OPTIONS]
+        super().__init__(machines, "tests.driver", arguments, folder / "log")
+
+    def ends_well(self) -> str:
+        said = super().ends_well()
+        assert_each_clip_once(self.videos, self.features)
+        return said
 
 
 def assert_each_clip_once(videos: Path, features: Path) -> None:
@@ -192,7 +208,7 @@ def test_nodes_killed_while_they_extract_and_while_they_write_cost_no_clip_and_n
     machines: Machines, tmp_path: Path
 ) -> None:
     nodes = [machines.add(), machines.add()]
-    with Driver(machines, "slow:0.05", tmp_path) as driver:
+    with Extraction(machines, "slow:0.05", tmp_path) as driver:
         for stage in ("write", "ExtractFeatures"):
             driver.until(lambda: any(working_on(node, stage) for node in nodes), stage)  # noqa: B023
             machines.kill(next(node for node in nodes if working_on(node, stage)))
@@ -208,7 +224,7 @@ def test_a_run_is_sized_again_for_nodes_lost_for_good_and_for_nodes_that_join(
     machines: Machines, tmp_path: Path
 ) -> None:
     nodes = [machines.add(), machines.add()]
-    with Driver(machines, "resized:0.3", tmp_path) as driver:
+    with Extraction(machines, "resized:0.3", tmp_path) as driver:
         driver.until(lambda: all(working_on(node, "ExtractFeatures") for node in nodes), "two forward actors")
         machines.kill(nodes[0])
         driver.until(lambda: "nodes lost: the cluster has 2 CPUs" in driver.said(), "the pools to be made smaller")
@@ -221,7 +237,7 @@ def test_a_run_is_sized_again_for_nodes_lost_for_good_and_for_nodes_that_join(
 @pytest.mark.exhaustive
 def test_full_object_stores_spill_and_a_node_cut_off_and_back_costs_nothing(machines: Machines, tmp_path: Path) -> None:
     nodes = [machines.add(), machines.add()]
-    with Driver(machines, "stuffed:0.05", tmp_path) as driver:
+    with Extraction(machines, "stuffed:0.05", tmp_path) as driver:
         driver.until(lambda: all(working_on(node, "ExtractFeatures") for node in nodes), "forward actors")
         frozen = list(processes(nodes[0]))
         send(signal.SIGSTOP, frozen)
@@ -270,3 +286,37 @@ def test_a_lost_head_loses_the_job_and_the_follower_submits_it_again(
     assert _follow(client, spec, job_id, 1, None) == 0
     assert f"submitted again as {job_id}-r1" in capsys.readouterr().err
     assert_each_clip_once(videos, features)
+
+
+@pytest.mark.exhaustive
+def test_nodes_lost_while_training_cost_at_most_an_epoch_and_change_no_bit_of_the_weights(
+    machines: Machines, tmp_path: Path
+) -> None:
+    archive = write_archive(tmp_path, folds=2)
+    (archive.lists / "lab.yaml").write_text(LAB)
+    command = ["train", "--features", archive.features, "--benchmark", str(archive.lists / "lab.yaml")]
+    command += ["--lists", str(archive.lists), "--fold", "1", "--directions", "forward", "--dim", "32"]
+    command += ["--mlp-dim", "32", "--workers", "2", "--no-figures", "--register", "none", "--run-name", "study"]
+
+    def training(name: str) -> Driver:
+        return Driver(machines, "workflows.cli", [*command, "--out", str(tmp_path / name)], tmp_path / f"{name}.log")
+
+    def reached(name: str) -> int:
+        with suppress(FileNotFoundError):
+            return int(json.loads((tmp_path / name / "study/fold-1-forward/progress.json").read_text())["epoch"])
+        return 0
+
+    first = [machines.add(), machines.add()]
+    with training("whole") as driver:
+        driver.ends_well()
+    with training("robbed") as driver:
+        for node in first:  # both, so that the FeatureSet and every worker are lost at least once
+            before = reached("robbed")
+            driver.until(lambda: reached("robbed") > before, "an epoch to end")  # noqa: B023
+            machines.kill(node)
+            machines.add()
+        driver.ends_well()
+    ours, theirs = (
+        (tmp_path / name / "study/model-fold-1/forward.safetensors").read_bytes() for name in ("robbed", "whole")
+    )
+    assert ours == theirs
