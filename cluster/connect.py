@@ -61,11 +61,16 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
     return ray.cluster_resources()
 
 
-def smallest_node() -> float | None:
-    """CPUs of the smallest node that has any, which is what an actor must fit to start anywhere; None without nodes."""
+def node_resources() -> list[dict[str, float]]:
+    """What every living node has, as `ray.nodes()` gives it: {"CPU": 16.0, "GPU": 2.0, ...}."""
     import ray
 
-    sizes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def smallest_node() -> float | None:
+    """CPUs of the smallest node that has any, which is what an actor must fit to start anywhere; None without nodes."""
+    sizes = [node.get("CPU", 0.0) for node in node_resources()]
     return min((float(size) for size in sizes if size), default=None)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workflows.extract_report import Progress, Report, print_plan, print_report
 from workflows.extract_settings import Settings, forward_device, forward_threads, pools_now
-from workflows.extract_waiting import waiting_said
+from workflows.waiting import waiting_said
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -217,7 +217,11 @@ def run(
     report.recalled = committer.recall(todo, extractor.id)
     if todo.todo.num_rows:
         left = todo.todo
-        with causes(), Progress(todo.todo.num_rows) as progress, waiting_said(progress.say):
+        with (
+            causes(),
+            Progress(todo.todo.num_rows) as progress,
+            waiting_said(progress.say, "ExtractFeatures", "to run side by side, give each --max-cpus or --max-gpus", 1),
+        ):
             while left.num_rows:
                 try:
                     for written in _pipeline(left, table, extractor, weights, settings, report.run_id, address, decode):

@@ -9,6 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workflows.waiting import waiting_said
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,12 +50,21 @@ class FitPlan:
     at_once: int
 
 
-def plan_fits(count: int, resources: Mapping[str, float], workers: int | None = None) -> FitPlan:
-    """Share out what `ray.cluster_resources()` reports among `count` trainings.
+def plan_fits(count: int, nodes: Sequence[Mapping[str, float]], workers: int | None = None) -> FitPlan:
+    """Share out what the nodes of a cluster have among `count` trainings.
 
     With GPUs: one worker and one GPU a training unless asked for more, as the network is small and folds are many.
     Without: two workers; forward and reverse run side by side even on two cores, because a training waits as long as
-    it computes.
+    it computes. A worker gets no more cores than lets all of them be placed, each whole on a node.
+
+    Parameters
+    ----------
+    count
+        Trainings.
+    nodes
+        As `cluster.connect.node_resources` gives them.
+    workers
+        Of a training.
 
     Raises
     ------
@@ -62,9 +73,12 @@ def plan_fits(count: int, resources: Mapping[str, float], workers: int | None = 
     """
     from cluster.errors import ClusterError
 
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    places = [node for node in nodes if node.get("CPU", 0) > 0]
+    if gpus := sum(int(node.get("GPU", 0)) for node in places):
+        places = [node for node in places if node.get("GPU", 0) >= 1]
+    cpus = sum(node["CPU"] for node in places)
     unit, units = ("GPU", gpus) if gpus else ("CPU", int(cpus))
-    if units < 1:
+    if units < 1 or not places:
         raise ClusterError("the cluster has neither a CPU nor a GPU to train on; start Ray with --num-cpus")
     workers = workers or (1 if gpus else min(2, units))
     if not 1 <= workers <= units:
@@ -72,13 +86,17 @@ def plan_fits(count: int, resources: Mapping[str, float], workers: int | None = 
     at_once = max(1, min(count, units // workers))
     if not gpus and units >= 2:
         at_once = max(at_once, min(count, 2))
-    share = int(100 * cpus / (at_once * workers)) / 100
-    return FitPlan(
-        workers=workers,
-        cpus=min(share, MOST_THREADS) if share < 1 else int(min(share, MOST_THREADS)),
-        gpus=1.0 if gpus else 0.0,
-        at_once=at_once,
-    )
+
+    def placed(share: float) -> int:
+        """Workers of so many cores that the nodes hold."""
+        rooms = ((int(node["CPU"] / share + 1e-9), int(node.get("GPU", 0))) for node in places)
+        return sum(min(room) if gpus else room[0] for room in rooms)
+
+    wanted = at_once * workers
+    most = int(min(cpus / wanted, MOST_THREADS))
+    shares = [*range(most, 0, -1), *(int(100 / parts) / 100 for parts in range(2, 101))]
+    share = next((share for share in shares if placed(share) >= wanted), 0.0)
+    return FitPlan(workers=workers, cpus=share, gpus=1.0 if gpus else 0.0, at_once=at_once)
 
 
 def run_fits(
@@ -113,7 +131,11 @@ def run_fits(
         # It watches for nodes being taken away: a process a training that a single node does not need.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     states: dict[str, TrainState] = {}
-    with ThreadPoolExecutor(plan.at_once) as pool, _Display(fits, folder, console) as display:
+    with (
+        ThreadPoolExecutor(plan.at_once) as pool,
+        _Display(fits, folder, console) as display,
+        waiting_said(display.say, "RayTrainWorker", f"a training wants {plan.workers} workers of {plan.cpus:g} cores"),
+    ):
         waiting = {pool.submit(_fit, fit, plan, folder, max_failures): fit.name for fit in fits}
         try:
             while waiting:
@@ -232,6 +254,10 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
+    def say(self, what: str) -> None:
+        """Tell something that happened on the way."""
+        self.console.print(what, highlight=False, soft_wrap=True)
+
     def refresh(self) -> None:
         """Read what rank 0 of every running training last wrote; at most once a second, only where someone watches."""
         if not self.console.is_terminal or time.monotonic() - self.read_at < 1:
@@ -251,7 +277,7 @@ class _Display:
         self.progress.update(self.tasks[name], completed=self.progress.tasks[self.tasks[name]].total, note=_note(last))
         if not self.console.is_terminal:
             line = f"trained {name}: {state.epoch} epochs, {_note(last)}"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.say(line)
 
 
 def _note(record: Mapping[str, Any]) -> str:

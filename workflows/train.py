@@ -97,7 +97,7 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
     ModelError, StorageError, ClusterError
         For what a user can put right.
     """
-    from cluster.connect import connect
+    from cluster.connect import connect, node_resources
     from storage.files import absolute
     from tasks.tracking import Tracker, tracking_uri
     from workflows.fits import Fit, plan_fits, run_fits
@@ -111,9 +111,9 @@ def run_training(request: TrainRequest, console: "Console") -> TrainResult:
     out = absolute(request.out)
     folder = f"{out}/{name}"
     uri = tracking_uri(request.tracking_uri, out)
-    resources = connect(request.address)
+    connect(request.address)
     fits_wanted = len(data.census.splits) * len(request.directions)
-    plan = plan_fits(fits_wanted, resources, request.workers)
+    plan = plan_fits(fits_wanted, node_resources(), request.workers)
     if request.per_worker_batch:
         settings = _scaled(settings, plan.workers)
     with ThreadPoolExecutor(1) as side:

@@ -33,7 +33,7 @@ from tests.pipeline import (
     vectors,
 )
 from tests.videos import encode
-from workflows import cli, extract_waiting
+from workflows import cli, waiting
 from workflows.extract import listed, planned, run
 from workflows.extract_report import Progress
 
@@ -208,7 +208,7 @@ def test_a_run_that_finds_no_room_on_the_cluster_says_so_and_starts_when_there_i
         said.append(what)
         ray.kill(other)
 
-    monkeypatch.setattr(extract_waiting, "WAIT_S", 0.2)
+    monkeypatch.setattr(waiting, "WAIT_S", 0.2)
     monkeypatch.setattr(Progress, "say", say)
     os.link(tmp_path / "v" / "a.mp4", tmp_path / "v" / "d.mp4")
     assert extract_all(tmp_path / "v", tmp_path / "t").done == 1

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from cluster.errors import ClusterError
@@ -17,36 +19,51 @@ from workflows.fits import Fit, FitPlan, _Display, plan_fits
 
 
 @pytest.mark.parametrize(
-    ("count", "resources", "workers", "expected"),
+    ("count", "nodes", "workers", "expected"),
     [
-        (2, {"CPU": 1}, None, FitPlan(workers=1, cpus=1, gpus=0, at_once=1)),
-        (2, {"CPU": 2}, None, FitPlan(workers=2, cpus=0.5, gpus=0, at_once=2)),  # side by side on two cores
-        (2, {"CPU": 16}, None, FitPlan(workers=2, cpus=4, gpus=0, at_once=2)),
-        (10, {"CPU": 16}, None, FitPlan(workers=2, cpus=1, gpus=0, at_once=8)),
-        (10, {"CPU": 64, "GPU": 8}, None, FitPlan(workers=1, cpus=8, gpus=1, at_once=8)),
-        (2, {"CPU": 64, "GPU": 8}, 4, FitPlan(workers=4, cpus=8, gpus=1, at_once=2)),
-        (52, {"CPU": 4, "GPU": 1}, None, FitPlan(workers=1, cpus=4, gpus=1, at_once=1)),
+        (2, [{"CPU": 1}], None, FitPlan(workers=1, cpus=1, gpus=0, at_once=1)),
+        (2, [{"CPU": 2}], None, FitPlan(workers=2, cpus=0.5, gpus=0, at_once=2)),  # side by side on two cores
+        (2, [{"CPU": 16}], None, FitPlan(workers=2, cpus=4, gpus=0, at_once=2)),
+        (10, [{"CPU": 16}], None, FitPlan(workers=2, cpus=1, gpus=0, at_once=8)),
+        (10, [{"CPU": 64, "GPU": 8}], None, FitPlan(workers=1, cpus=8, gpus=1, at_once=8)),
+        (2, [{"CPU": 64, "GPU": 8}], 4, FitPlan(workers=4, cpus=8, gpus=1, at_once=2)),
+        (52, [{"CPU": 4, "GPU": 1}], None, FitPlan(workers=1, cpus=4, gpus=1, at_once=1)),
+        (1, [{}, *[{"CPU": 2}] * 4], None, FitPlan(workers=2, cpus=2, gpus=0, at_once=1)),  # none has the 4 to spare
+        (1, [{"CPU": 3}, {"CPU": 3}], 3, FitPlan(workers=3, cpus=1, gpus=0, at_once=1)),  # two a node at most
+        (2, [{"CPU": 16, "GPU": 4}] * 2 + [{"CPU": 64}], 4, FitPlan(workers=4, cpus=4, gpus=1, at_once=2)),
     ],
 )
 def test_trainings_share_the_cluster(
-    count: int, resources: dict[str, float], workers: int | None, expected: FitPlan
+    count: int, nodes: list[dict[str, float]], workers: int | None, expected: FitPlan
 ) -> None:
-    assert plan_fits(count, resources, workers) == expected
+    assert plan_fits(count, nodes, workers) == expected
 
 
-def test_a_plan_never_asks_for_more_than_there_is() -> None:
-    for count in range(1, 12):
-        for cpus in range(1, 70):
-            plan = plan_fits(count, {"CPU": cpus})
-            assert plan.cpus * plan.workers * plan.at_once <= cpus + 1e-9
-            assert plan.cpus > 0
+NODES = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 40), "GPU": st.integers(0, 8)}), min_size=1, max_size=6)
+
+
+@given(st.integers(1, 80), NODES, st.none() | st.integers(1, 6))
+def test_all_workers_of_a_plan_can_be_placed_at_once(
+    count: int, nodes: list[dict[str, float]], workers: int | None
+) -> None:
+    try:
+        plan = plan_fits(count, nodes, workers)
+    except ClusterError:
+        devices = sum(node["GPU"] for node in nodes if node["CPU"]) or sum(node["CPU"] for node in nodes)
+        assert devices < (workers or 1)
+        return
+    assert plan.cpus > 0
+    assert 1 <= plan.at_once <= count
+    rooms = [int(node["CPU"] / plan.cpus + 1e-9) for node in nodes]
+    held = [min(room, node["GPU"]) if plan.gpus else room for room, node in zip(rooms, nodes, strict=True)]
+    assert sum(held) >= plan.workers * plan.at_once
 
 
 def test_more_workers_than_devices_are_refused() -> None:
     with pytest.raises(ClusterError, match=r"4 workers need as many GPUs; the cluster has 1\. Lower --workers"):
-        plan_fits(2, {"CPU": 8, "GPU": 1}, 4)
+        plan_fits(2, [{"CPU": 8, "GPU": 1}], 4)
     with pytest.raises(ClusterError, match="neither a CPU nor a GPU"):
-        plan_fits(2, {})
+        plan_fits(2, [{}])
 
 
 def _fits() -> list[Fit]:

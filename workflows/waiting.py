@@ -10,10 +10,22 @@ LOOK_S = 2.0
 
 
 @contextmanager
-def waiting_said(say: Callable[[str], None]) -> Iterator[None]:
-    """Look from time to time, and say once for each spell of waiting that there is no room."""
+def waiting_said(say: Callable[[str], None], worker: str, remedy: str, before: float = 0.0) -> Iterator[None]:
+    """Look from time to time, and say once for each spell of waiting that there is no room.
+
+    Parameters
+    ----------
+    say
+        Told in one line.
+    worker
+        Part of the class name of the actors that need room.
+    remedy
+        What a user can do.
+    before
+        Cores that must be free for what comes before any of them; while they are, nothing is amiss.
+    """
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(say, over), name="waiting", daemon=True)
+    watch = threading.Thread(target=_watch, args=(say, worker, remedy, before, over), name="waiting", daemon=True)
     watch.start()
     try:
         yield
@@ -22,13 +34,13 @@ def waiting_said(say: Callable[[str], None]) -> Iterator[None]:
         watch.join(LOOK_S)
 
 
-def _watch(say: Callable[[str], None], over: threading.Event) -> None:
+def _watch(say: Callable[[str], None], worker: str, remedy: str, before: float, over: threading.Event) -> None:
     from ray.exceptions import RayError
 
     since, said = None, False
     with suppress(RayError, ConnectionError):  # of a cluster that is gone the run itself will tell
         while not over.wait(min(LOOK_S, WAIT_S)):
-            if not (room := without_room()):
+            if not (room := without_room(worker, before)):
                 since, said = None, False
                 continue
             since = since or time.monotonic()
@@ -36,24 +48,23 @@ def _watch(say: Callable[[str], None], over: threading.Event) -> None:
                 said = True
                 say(
                     f"waiting: no worker of this run has found room for {WAIT_S:.0f} s ({room} free). It starts when "
-                    "what holds them ends, another run say; to run side by side, give each --max-cpus or --max-gpus"
+                    f"what holds them ends, another run say, or when nodes join; {remedy}"
                 )
 
 
-def without_room() -> str:
-    """What is free of the cluster, while there is no place for any forward worker of this run; else ""."""
+def without_room(worker: str, before: float) -> str:
+    """What is free of the cluster, while there is no place for any such worker of this run; else ""."""
     import ray
     from ray._private.state import state
 
     if not ray.is_initialized():
         return ""
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    workers = [a for a in state.actor_table(None, job, None).values() if "ExtractFeatures" in a["ActorClassName"]]
+    workers = [a for a in state.actor_table(None, job, None).values() if worker in a["ActorClassName"]]
     living = [a for a in workers if a["State"] != "DEAD"]
     if any(a["Address"]["NodeID"].strip("f") for a in living):  # all ones: no node
         return ""
     free, there = ray.available_resources(), ray.cluster_resources()
-    # What comes before the workers needs a core for a moment, too.
-    if not living and free.get("CPU", 0.0) >= 1:
+    if not living and 0 < before <= free.get("CPU", 0.0):
         return ""
     return ", ".join(f"{free.get(name, 0):g} of {there[name]:g} {name}s" for name in ("CPU", "GPU") if there.get(name))
