@@ -6,6 +6,7 @@ The nodes are Ray's own (raylet, object store, agents, workers), all on this mac
 """
 
 import multiprocessing
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.scale import clip_table, null_decode
 
 app = App(help=__doc__)
 ADDRESS = "127.0.0.2"  # Ray would turn 127.0.0.1 into the outward address
+CPUS = 2  # of a node
 STORE = 100 * 2**20  # object store of each node, bytes
 
 
@@ -28,7 +30,7 @@ def main(*, nodes: tuple[int, ...] = (1, 2, 4, 8), clips: int = 10_000, commits:
     Parameters
     ----------
     nodes
-        Working nodes of one CPU each, beside a head without any.
+        Working nodes of two CPUs each, beside a head without any.
     clips
         Without decoder and backbone.
     commits
@@ -49,15 +51,17 @@ def main(*, nodes: tuple[int, ...] = (1, 2, 4, 8), clips: int = 10_000, commits:
 
 
 def _measure(count: int, clips: int, commits: int, answer: Any) -> None:
+    import ray
     from ray.cluster_utils import Cluster
 
     from pthnet.backbone import build_backbone
     from workflows.extract import Settings, planned, run
 
+    os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "60000"  # as docs/cluster.md has it
     node = {"node_ip_address": ADDRESS, "object_store_memory": STORE}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
     for _ in range(count):
-        cluster.add_node(num_cpus=1, **node)
+        cluster.add_node(num_cpus=CPUS, **node)
     extractor = build_backbone("null", precision="bf16").extractor
     wanted = clip_table(clips)
     rows_a_shard = clips // commits
@@ -85,6 +89,7 @@ def _measure(count: int, clips: int, commits: int, answer: Any) -> None:
             f"{clips / report.wall_s:.0f}",
         ]
     )
+    ray.shutdown()
     cluster.shutdown()
 
 

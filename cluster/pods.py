@@ -146,6 +146,11 @@ def environment(on: Deployment) -> dict[str, Any]:
     return {
         "env": [
             {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+            # Ray ends a process that was idle for a second where a node has more of them than cores; to start one anew
+            # takes longer than most decode tasks.
+            {"name": "RAY_idle_worker_killing_time_threshold_ms", "value": "60000"},
+            # The features of a clip that is served travel within a message.
+            {"name": "RAY_max_direct_call_object_size", "value": str(4 << 20)},
             {"name": "AWS_REQUEST_CHECKSUM_CALCULATION", "value": "when_required"},
             {"name": "PTHNET_LOG", "value": "json"},
         ],
