@@ -60,10 +60,11 @@ def shards(rows: Any, uri: str, extractor_id: str, run_id: str, settings: "Setti
 
 
 def one_machine() -> bool:
-    """Whether the cluster is this machine alone, as far as it is known now."""
+    """Whether the cluster is this machine alone, as far as it is known now; not where the driver looks on from afar."""
     import ray
+    from ray.util.client import ray as afar
 
-    return sum(node["Alive"] for node in ray.nodes()) == 1
+    return not afar.is_connected() and sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def _salvaged(writing: list[Any]) -> "Iterator[Written]":
