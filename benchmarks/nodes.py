@@ -57,7 +57,7 @@ def _measure(count: int, clips: int, commits: int, answer: Any) -> None:
     from pthnet.backbone import build_backbone
     from workflows.extract import Settings, planned, run
 
-    os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "60000"  # as docs/cluster.md has it
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")  # as docs/cluster.md has it
     node = {"node_ip_address": ADDRESS, "object_store_memory": STORE}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node})
     for _ in range(count):
