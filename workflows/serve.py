@@ -175,6 +175,7 @@ def application(
     @ray_serve.deployment(name="Expressions", **options)
     class Expressions:
         def __init__(self) -> None:
+            import ray
             import torch
 
             from pthnet.matmul import use_fastest_exact_matmul
@@ -189,7 +190,9 @@ def application(
             apart = directions[1:] if device == "cpu" and cores >= len(directions) else []
             threads = max(1, cores // (1 + len(apart)))
             torch.set_num_threads(threads)
-            self.beside = {name: _beside(self.bundle.networks[name], self.bundle.level, threads) for name in apart}
+            # Held here, so that a network whose process dies can be started from it again.
+            self.stored = {name: ray.put(self.bundle.networks[name]) for name in apart}
+            self.beside = {name: _beside(stored, self.bundle.level, threads) for name, stored in self.stored.items()}
             self.extractor: DirectExtractor | None = None
             self.open = 0
 
@@ -271,7 +274,7 @@ def application(
 
 
 def _beside(network: Any, level: str, threads: int) -> Any:
-    """A process on this node that scores one direction while its caller scores another.
+    """A process on this node that scores one direction (its network in Ray's store) while its caller scores another.
 
     A clip's networks are thousands of operations of microseconds: two threads of one process would spend more time
     handing the interpreter to each other than they gain.
