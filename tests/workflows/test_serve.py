@@ -98,7 +98,9 @@ def test_a_network_whose_process_dies_is_started_again_and_no_request_is_lost(se
     dim = small_bundle(tiny=True).networks["forward"].config.in_dim
     body = {"instances": [packed({name: np.ones((3, dim)) for name in ("forward", "reverse")})]}
     _, before = ask(f"{address}/predict", body)
-    beside = [process for process in psutil.process_iter(["name"]) if "DirectionScorer" in "".join(process.cmdline())]
+    # cmdline is None of a process that has ended and waits for its parent.
+    running = psutil.process_iter(["cmdline"])
+    beside = [process for process in running if "DirectionScorer" in "".join(process.info["cmdline"] or ())]
     assert beside
     for process in beside:
         process.kill()
