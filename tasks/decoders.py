@@ -18,6 +18,8 @@ from tasks.decode_worker import CHUNK, FrameSink, Refused, too_long
 
 # decord retries a failing read 10,240 times by default, minutes on a damaged file.
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")
+# Tags in no known encoding must not keep a video from being read. PyAV reads tags late from version 19 on, and has no such option.
+_TOLERANT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class DecordGaveUp(Exception):
@@ -158,13 +160,13 @@ def look(request: dict[str, Any], sink: FrameSink) -> dict[str, Any]:
 def opened(path: str) -> Iterator[Any]:
     """A PyAV container over a local file or an S3 object."""
     if "://" not in path:
-        with av.open(path, metadata_errors="ignore") as container:
+        with av.open(path, **_TOLERANT) as container:
             yield container
         return
     from storage.files import filesystem  # pyarrow, only where there is S3
 
     fs, key = filesystem(path)
-    with fs.open_input_file(key) as file, av.open(file, metadata_errors="ignore") as container:
+    with fs.open_input_file(key) as file, av.open(file, **_TOLERANT) as container:
         yield container
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -36,6 +37,21 @@ def test_what_cannot_be_read_has_no_frames(tmp_path: Path, exact: bool) -> None:
     silent = videos.audio_only(tmp_path / "silent.mp4")
     for path in (text, tmp_path / "empty.mp4", silent, tmp_path / "gone.mp4", tmp_path):
         assert probe(str(path), exact=exact) == Probe()
+
+
+def test_tags_in_no_known_encoding_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "a title in no encoding"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for image in videos.numbered_frames(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    written = path.read_bytes()
+    assert b"a title" in written
+    path.write_bytes(written.replace(b"a title", b"\xff\xfe\xfd\xfc\xff\x80\x81"))
+    assert probe(str(path), exact=True).num_frames == 3
 
 
 def test_damaged_headers_never_raise(tmp_path: Path) -> None:
