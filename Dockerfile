@@ -21,9 +21,10 @@ COPY storage storage
 RUN pip install --no-deps .
 
 FROM python:3.11-slim
-# wget: KubeRay's own probes call it where a manifest sets none; procps: Ray's reporter reads processes with it
+# wget: KubeRay's own probes call it where a manifest sets none; procps: Ray's reporter reads processes with it;
+# gcc and libc6-dev: torch.compile builds the launchers of its GPU kernels with them
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends wget procps \
+    && apt-get install -y --no-install-recommends wget procps gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home ray
 COPY --from=build /opt/pthnet /opt/pthnet

@@ -3,6 +3,7 @@
 python -m benchmarks.extract --backbone small --clips 4
 """
 
+import os
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ def main(
     device: Literal["cpu", "cuda"] = "cpu",
     clips: int = 4,
     frames: int = 30,
+    together: int | None = None,
+    micro_batch: int | None = None,
     weights: str | None = None,
     name: str = "extract",
 ) -> None:
@@ -48,7 +51,12 @@ def main(
     backbone
         tiny, small ... giant; weights are random when no file is given, which costs the same time.
     clips, frames
-        How many clips of how many frames, 320 x 240.
+        How many clips the published procedure works, of how many frames, 320 x 240.
+    together
+        Clips that ours takes at once, each time the other takes one: as the pipeline hands them to a device, decoded
+        by as many processes as there are cores. 1 on a CPU, 32 on a GPU; an eighth of it in fp32.
+    micro_batch
+        Windows per forward pass; the backbone's own choice for the device when left out.
     name
         Of the table below benchmarks/results/.
     """
@@ -56,34 +64,44 @@ def main(
 
     from benchmarks.published_extraction import PlainVideoMAE, extract_clip
     from pthnet.backbone import build_backbone
+    from pthnet.matmul import exact_float32
     from pthnet.videomae import VideoMAE, VideoMAEConfig, flops
     from tasks.decode import DecodePool
+    from tasks.micro_batch import micro_batch_of
 
     config = VideoMAEConfig.named(backbone)
-    plain = PlainVideoMAE(config, VideoMAE.seeded(config, 0).state_dict()).eval().to(device)
+    model = VideoMAE.seeded(config, 0)
+    plain = PlainVideoMAE(config, model.state_dict()).eval().to(device)
     ours = {
         precision: build_backbone(backbone, seed=0, device=device, precision=precision, weights=weights)
         for precision in ("fp32", "bf16")
     }
-    with tempfile.TemporaryDirectory() as folder, DecodePool() as decoders:
-        paths = [_video(Path(folder) / f"{i}.mp4", frames, seed=i) for i in range(clips + 1)]
-        sides = {"published": _Side(), "fp32": _Side(), "bf16": _Side()}
+    for built in ours.values():
+        built.micro_batch = micro_batch or (micro_batch_of(built) if device == "cuda" else built.micro_batch)
+    together = together or (32 if device == "cuda" else 1)
+    at_once = {"fp32": max(1, together // 8), "bf16": together}
+    sides = {"published": _Side(), "fp32": _Side(), "bf16": _Side()}
+    workers = len(os.sched_getaffinity(0)) if together > 1 else 1
+    with tempfile.TemporaryDirectory() as folder, DecodePool(workers=workers) as decoders, exact_float32(device):
+        paths = [_video(Path(folder) / f"{i}.mp4", frames, seed=i) for i in range(max(clips + 1, together))]
         decoded_s = decoded_frames = 0.0
-        for i, path in enumerate(paths):  # the first clip warms both sides up and does not count
+        for i in range(clips + 1):  # the first clip warms both sides up and does not count
             started = time.perf_counter()
-            found, passes = extract_clip(path, plain, config.image_size, device)
+            found, passes = extract_clip(paths[i], plain, config.image_size, device)
             if i:
                 _count(sides["published"], time.perf_counter() - started, passes, found)
-            for precision, side in ours.items():
+            for precision, built in ours.items():
+                some = [paths[(i + k) % len(paths)] for k in range(at_once[precision])]
                 started = time.perf_counter()
-                found, passes, decode_s, count = _ours(path, decoders, side, precision, config.image_size)
+                found, passes, decode_s, count = _ours(some, decoders, built, precision, config.image_size)
                 if i:
-                    _count(sides[precision], time.perf_counter() - started, passes, found)
+                    _count(sides[precision], time.perf_counter() - started, passes, found, len(some))
                     decoded_s, decoded_frames = decoded_s + decode_s, decoded_frames + count
     reference = sides["published"].features
     rows = []
     for label, side in sides.items():
-        peak = matmul_peak(device, "bf16" if label == "bf16" else "fp32")
+        precision = "bf16" if label == "bf16" else "fp32"
+        peak = matmul_peak(device, precision)
         speed = side.passes * flops(config) / side.seconds
         rows.append(
             [
@@ -97,18 +115,26 @@ def main(
             ]
         )
     header = ["procedure", "forward passes/s", "clips/s", "ratio", "model GFLOP/s", "of matmul peak", "max rel. error"]
+    for precision, built in ours.items():
+        rate, peak = built.rate(built.micro_batch), matmul_peak(device, precision)
+        speed = rate * flops(config)
+        bare = [f"{rate:.2f}", "", "", f"{speed / 1e9:.0f}", f"{speed / peak:.0%}", "", ""]
+        rows.append([f"ours, {precision}, forward passes alone", *bare])
     notes = [
-        f"{clips} clips of {frames} frames at 320x240, {backbone} on {device}, one process, alternating clip by clip.",
-        f"Decoding for ours: {decoded_frames / decoded_s:.0f} frames/s, one child process.",
+        f"{clips} clips of {frames} frames at 320x240, {backbone} on {device}, one process, alternating clip by clip"
+        + (f" (ours {at_once['bf16']} clips at a time in bf16, {at_once['fp32']} in fp32)." if together > 1 else "."),
+        f"Micro-batches: {', '.join(f'{p} {b.micro_batch}' for p, b in ours.items())} windows.",
+        f"Matmul peak: {', '.join(f'{p} {matmul_peak(device, p) / 1e12:.3g} TFLOP/s' for p in ours)}.",
+        f"Decoding for ours: {decoded_frames / decoded_s:.0f} frames/s a child process, {workers} of them.",
         f"Threads: {torch.get_num_threads()}.",
         "",
     ]
     keep(name, table(f"Extraction, {backbone} on {device}", [*header, "min cosine"], rows, notes))
 
 
-def _count(side: _Side, seconds: float, passes: int, found: dict[str, np.ndarray]) -> None:
+def _count(side: _Side, seconds: float, passes: int, found: dict[str, np.ndarray], clips: int = 1) -> None:
     side.seconds += seconds
-    side.clips += 1
+    side.clips += clips
     side.passes += passes
     for name, matrix in found.items():
         side.features.setdefault(name, []).append(matrix)
@@ -144,21 +170,27 @@ def _video(path: Path, frames: int, seed: int) -> str:
 
 
 def _ours(
-    path: str, decoders: "DecodePool", backbone: "FeatureBackbone", precision: str, size: int
+    paths: list[str], decoders: "DecodePool", backbone: "FeatureBackbone", precision: str, size: int
 ) -> tuple[dict[str, np.ndarray], int, float, int]:
-    """Features as `published_extraction.extract_clip` names them, forward passes, seconds decoding, frames decoded."""
+    """Features of the first clip as `published_extraction.extract_clip` names them, and of all clips together: forward
+    passes, seconds decoding, frames decoded."""
     from pthnet.pixels import shipped_size
     from pthnet.windows import LEVELS, frame_indices, pyramid
     from tasks.decode import DecodeRequest
 
-    decoded = decoders.decode([DecodeRequest(uri=path, size=shipped_size(precision, size))])[0]
-    assert decoded.frames is not None, decoded.detail
-    windows = pyramid(decoded.num_frames)
-    index = [frame_indices(windows.starts, decoded.num_frames, reverse) for reverse in (False, True)]
-    features = backbone.extract([decoded.frames], [np.concatenate(index)])[0]
-    halves = dict(zip(("forward", "reverse"), np.split(features, 2), strict=True))
-    found = {f"{d}/{level}": half[windows.level(level)] for d, half in halves.items() for level in LEVELS}
-    return found, len(features), decoded.seconds, decoded.num_frames
+    decoded = decoders.decode([DecodeRequest(uri=path, size=shipped_size(precision, size)) for path in paths])
+    segments = [clip.frames for clip in decoded if clip.frames is not None]
+    assert len(segments) == len(paths), [clip.detail for clip in decoded]
+    windows = [pyramid(clip.num_frames) for clip in decoded]
+    index = [
+        np.concatenate([frame_indices(w.starts, clip.num_frames, reverse) for reverse in (False, True)])
+        for w, clip in zip(windows, decoded, strict=True)
+    ]
+    features = backbone.extract(segments, index)
+    halves = dict(zip(("forward", "reverse"), np.split(features[0], 2), strict=True))
+    found = {f"{d}/{level}": half[windows[0].level(level)] for d, half in halves.items() for level in LEVELS}
+    passes, decode_s = sum(map(len, features)), sum(clip.seconds for clip in decoded)
+    return found, passes, decode_s, sum(clip.num_frames for clip in decoded)
 
 
 if __name__ == "__main__":

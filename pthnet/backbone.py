@@ -6,24 +6,33 @@ gets the same features alone as in company.
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pthnet.errors import ModelError
 from pthnet.extractor import Extractor, digest_state_dict
 from pthnet.matmul import fastest_exact_matmul
 from pthnet.pixels import resize_frames, windows_to_pixels
-from pthnet.videomae import VideoMAE, VideoMAEConfig, flops
+from pthnet.videomae import VideoMAE, VideoMAEConfig, flops, run_block
 from pthnet.windows import DIRECTIONS, WINDOW
 
 NULL = "null"
 _PREFIX = "videomae-"
+_ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 _RESIZE_CHUNK = 32  # frames: bounds what the exact rule needs beside its result
 
 
@@ -40,7 +49,7 @@ class FeatureBackbone(Protocol):
     def extract(self, segments: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Features of several segments, each [n, dim] float32, on the host."""
 
-    def rate(self, micro_batch: int) -> float:
+    def rate(self, micro_batch: int, *, compiled: bool = True) -> float:
         """Windows per second of a bare forward loop; 0 where that says nothing."""
 
 
@@ -57,9 +66,10 @@ class Backbone:
     micro_batch : int, optional
         Windows per forward pass; `default_micro_batch` when left out.
     compile : bool, optional
-        torch.compile the encoder. On CUDA by default, ignored elsewhere.
+        torch.compile the encoder's blocks. On CUDA by default, ignored elsewhere. Where that fails (it takes a C
+        compiler), the encoder runs uncompiled.
     on_warning : callable, optional
-        Told in one line when the micro-batch had to be halved; `warnings.warn` by default.
+        Told in one line when the micro-batch had to be halved or compiling failed; `warnings.warn` by default.
     """
 
     def __init__(
@@ -81,7 +91,7 @@ class Backbone:
         on_cuda = self.device.type == "cuda"
         self._forward: Callable[[Tensor], Tensor] = self._model
         if on_cuda and (compile is None or compile):
-            self._forward = torch.compile(self._model, dynamic=False)
+            self._forward = partial(self._model, step=torch.compile(run_block, dynamic=False))
         self._copies = torch.cuda.Stream(self.device) if on_cuda else None
         self.copy_s = 0.0
 
@@ -155,16 +165,18 @@ class Backbone:
     def rate(self, micro_batch: int, *, compiled: bool = True, seconds: float = 1.0, least: int = 3) -> float:
         """Windows per second of a bare forward loop over one resident clip, once it is warm."""
         size = self.extractor.image_size
-        frames = torch.zeros(WINDOW, size, size, 3, dtype=torch.uint8, device=self.device)
-        index = torch.arange(WINDOW, device=self.device).expand(micro_batch, WINDOW)
-        forward = self._forward if compiled else self._model
+        draw = np.random.default_rng(0).integers(0, 256, (4 * WINDOW, size, size, 3), np.uint8)  # zeros would be faster
+        frames = torch.from_numpy(draw).to(self.device)
+        starts = torch.arange(micro_batch, device=self.device) % (3 * WINDOW)
+        index = starts[:, None] + torch.arange(WINDOW, device=self.device)
+        forward = self._encode if compiled else self._model
 
         def once() -> float:
             started = time.perf_counter()
             forward(windows_to_pixels(frames, index, self.extractor.normalize, self.dtype)).cpu()
             return time.perf_counter() - started
 
-        with fastest_exact_matmul(self.device):
+        with self._kernels():
             once()  # kernels are chosen, code is compiled
             spent, done = 0.0, 0
             while done < least or spent < seconds:
@@ -177,7 +189,7 @@ class Backbone:
         while position < len(index) and (final or position + self.micro_batch <= len(index)):
             rows = index[position : position + self.micro_batch]
             try:
-                with fastest_exact_matmul(self.device):
+                with self._kernels():
                     done.append(self._micro_batch(frames, rows))
             except torch.OutOfMemoryError:
                 if self.micro_batch == 1:
@@ -193,7 +205,29 @@ class Backbone:
         padding = self.micro_batch - len(rows)
         padded = torch.cat([rows, rows[-1:].expand(padding, -1)]) if padding else rows
         pixels = windows_to_pixels(frames, padded, self.extractor.normalize, self.dtype)
-        return self._forward(pixels)[: len(rows)]
+        return self._encode(pixels)[: len(rows)]
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        try:
+            return self._forward(pixels)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self._forward is self._model:
+                raise
+            self._warn(f"the encoder could not be compiled and runs slower: {str(error).splitlines()[0]}")
+            self._forward = self._model
+            return self._model(pixels)
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """Exact float32 products, and the faster attention where there is a choice."""
+        with fastest_exact_matmul(self.device):
+            if self.device.type == "cuda":
+                with sdpa_kernel(_ATTENTION, set_priority=True):
+                    yield
+            else:
+                yield
 
     def _upload(self, frames: np.ndarray) -> Tensor:
         host = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self._copies is not None)
@@ -225,7 +259,7 @@ class NullBackbone:
         self.micro_batch = micro_batch
         self.copy_s = 0.0
 
-    def rate(self, micro_batch: int) -> float:
+    def rate(self, micro_batch: int, *, compiled: bool = True) -> float:
         """0: a bare loop over nothing has no rate."""
         return 0.0
 

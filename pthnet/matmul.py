@@ -35,12 +35,29 @@ def use_fastest_exact_matmul(device: torch.device | str = "cpu") -> str:
 
 @contextmanager
 def fastest_exact_matmul(device: torch.device | str = "cpu") -> Iterator[str]:
-    """`use_fastest_exact_matmul` within the block only."""
+    """`use_fastest_exact_matmul` within the block only; on CUDA `exact_float32`."""
     before = torch.get_float32_matmul_precision()
     try:
-        yield use_fastest_exact_matmul(device)
+        with exact_float32(device):
+            yield use_fastest_exact_matmul(device)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def exact_float32(device: torch.device | str) -> Iterator[None]:
+    """Within the block float32 on CUDA is float32: no TF32, which PyTorch lets convolutions use. Elsewhere nothing."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @cache  # of the processor, which stays

@@ -5,8 +5,9 @@ Shapes: B windows, N tokens, D = dim, h = heads.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -112,12 +113,26 @@ class VideoMAE(nn.Module):
             torch.manual_seed(seed)
             return cls(config)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Features [B, dim] of windows [B, 3, 16, S, S], float32."""
-        x = self.patch_embed(pixels).float() + self.positions.float()  # [B, N, D]
-        for block in self.blocks:
-            x = block(x)
-        return _norm(self.fc_norm, x.mean(dim=1), torch.float32)
+    def forward(self, pixels: Tensor, step: "Step | None" = None) -> Tensor:
+        """Features of windows.
+
+        Parameters
+        ----------
+        pixels : [B, 3, 16, S, S]
+        step
+            Calls a block; `torch.compile(run_block)` for compiled ones. The blocks are alike, so that one is compiled
+            and serves for all: seconds where the whole encoder would take minutes.
+
+        Returns
+        -------
+        float32 [B, dim]
+        """
+        step = step or run_block
+        added = self.patch_embed(pixels)  # [B, N, D]
+        x = self.positions.float().expand(len(added), -1, -1).contiguous()
+        for block in cast(Iterable[Block], self.blocks):
+            x, added = step(block, x, added)
+        return _norm(self.fc_norm, (x + added).mean(dim=1), torch.float32)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Outputs [B, num_classes] of the classification head, for encoders that keep one."""
@@ -152,7 +167,11 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    The last addition is left to the next block, where it is one pass over memory with the norm that follows: `forward`
+    takes x and what is still to be added to it, both [B, N, D], and returns the same of its own.
+    """
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
@@ -161,10 +180,19 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
         self.mlp = Mlp(config.dim, config.mlp_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         compute = self.attn.proj.weight.dtype
+        x = x + added
         x = x + self.attn(_norm(self.norm1, x, compute))
-        return x + self.mlp(_norm(self.norm2, x, compute))
+        return x, self.mlp(_norm(self.norm2, x, compute))
+
+
+Step = Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def run_block(block: Block, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """`block(x, added)`: what `torch.compile` takes to compile one block for all."""
+    return block(x, added)
 
 
 class Attention(nn.Module):

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SIZES = (8, 16, 32, 64, 128, 256)
+SIZES = (8, 16, 32, 64, 128)
 WORTH = 1.03  # a larger micro-batch must be this much faster: it costs memory and padding
 
 
 def fastest(rate: Callable[[int], float], sizes: tuple[int, ...] = SIZES) -> int:
-    """The smallest size past which the rate grows no more.
+    """The smallest size that is nearly as fast as the fastest; one that measured slow by chance ends nothing.
 
     Parameters
     ----------
@@ -22,16 +22,14 @@ def fastest(rate: Callable[[int], float], sizes: tuple[int, ...] = SIZES) -> int
     """
     import torch
 
-    best, best_rate = sizes[0], rate(sizes[0])
+    rates = {sizes[0]: rate(sizes[0])}
     for size in sizes[1:]:
         try:
-            found = rate(size)
+            rates[size] = rate(size)
         except torch.OutOfMemoryError:
             break
-        if found < best_rate * WORTH:
-            break
-        best, best_rate = size, found
-    return best
+    best = max(rates.values())
+    return next(size for size, found in rates.items() if found * WORTH >= best)
 
 
 def remembered(key: str, find: Callable[[], int], path: Path | None = None) -> int:
@@ -60,13 +58,23 @@ def remembered(key: str, find: Callable[[], int], path: Path | None = None) -> i
 
 
 def micro_batch_of(backbone: Any) -> int:
-    """The micro-batch for a backbone on a GPU, measured eagerly (compiling every candidate would cost minutes)."""
+    """The micro-batch for a backbone on a GPU, measured eagerly: compiling every candidate would take longer."""
     import torch
 
+    from pthnet.backbone import NullBackbone
+
+    if isinstance(backbone, NullBackbone):
+        return backbone.micro_batch
     name = torch.cuda.get_device_name(backbone.device)
     extractor = backbone.extractor
     key = f"{name}, {extractor.backbone} {extractor.image_size} {extractor.precision}, torch {torch.__version__}"
-    return remembered(key, lambda: fastest(lambda size: backbone.rate(size, compiled=False)))
+
+    def find() -> int:
+        found = fastest(lambda size: backbone.rate(size, compiled=False))
+        torch.cuda.empty_cache()  # what the largest took
+        return found
+
+    return remembered(key, find)
 
 
 def _read(path: Path) -> dict[str, Any]:

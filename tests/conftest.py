@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests import servers
+from tests.devices import DEVICES
 
 # pyarrow's S3 reads this once, when its first client is made.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -45,6 +46,15 @@ def moto(moto_server: servers.S3Server, monkeypatch: pytest.MonkeyPatch) -> serv
 def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> servers.S3Server:
     """An S3 server (moto everywhere, Ceph where installed), and the environment that leads to it."""
     return _use(request.getfixturevalue(f"{request.param}_server"), monkeypatch)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every device of this machine, with float32 that is float32."""
+    from pthnet.matmul import exact_float32
+
+    with exact_float32(request.param):
+        yield request.param
 
 
 # Files of half a minute and more, longest first: one of them begun last would keep one process busy and the other idle.

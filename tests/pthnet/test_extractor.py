@@ -11,6 +11,7 @@ from pthnet.extractor import Extractor, digest_state_dict
 from pthnet.pixels import to_pixels
 from pthnet.videomae import VideoMAE, VideoMAEConfig
 from pthnet.windows import frame_indices, window_starts
+from tests.devices import DEVICES
 
 
 def spec(**changes):
@@ -23,9 +24,9 @@ def clip(num_frames, size=64, seed=0):
     return frames, frame_indices(window_starts(num_frames, 4), num_frames)
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return build_backbone("tiny", seed=1, precision="fp32", micro_batch=4)
+@pytest.fixture(scope="module", params=DEVICES)
+def tiny(request):
+    return build_backbone("tiny", seed=1, precision="fp32", micro_batch=4, device=request.param)
 
 
 def test_an_extractor_is_named_readably_and_ends_in_its_digest():
@@ -95,8 +96,8 @@ def test_features_are_those_of_the_bare_encoder(tiny):
     model = VideoMAE.seeded(VideoMAEConfig.named("tiny"), 1)
     with torch.no_grad():
         expected = model(torch.stack([to_pixels(frames[rows], 64) for rows in index]))
-    found = tiny.features(torch.from_numpy(frames), torch.from_numpy(index))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    found = tiny.features(torch.from_numpy(frames).to(tiny.device), torch.from_numpy(index))
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_clip_has_the_same_features_alone_and_in_company(tiny):
@@ -120,7 +121,7 @@ def test_frames_of_any_size_are_resized_by_the_exact_rule(tiny):
 
 def test_bfloat16_features_are_close_and_delivered_in_float32(tiny):
     frames, index = clip(24)
-    half = build_backbone("tiny", seed=1, precision="bf16")
+    half = build_backbone("tiny", seed=1, precision="bf16", device=tiny.device)
     found = half.extract([frames], [index])[0]
     reference = tiny.extract([frames], [index])[0]
     assert found.dtype == np.float32
@@ -131,7 +132,9 @@ def test_bfloat16_features_are_close_and_delivered_in_float32(tiny):
 
 def test_running_out_of_memory_halves_the_micro_batch_and_says_so(tiny):
     said: list[str] = []
-    backbone = build_backbone("tiny", seed=1, precision="fp32", micro_batch=8, on_warning=said.append)
+    backbone = build_backbone(
+        "tiny", seed=1, precision="fp32", micro_batch=8, device=tiny.device, on_warning=said.append
+    )
     forward = backbone._forward
 
     def small_device(pixels):
@@ -152,6 +155,22 @@ def test_running_out_of_memory_halves_the_micro_batch_and_says_so(tiny):
     backbone._forward = no_device
     with pytest.raises(torch.OutOfMemoryError):
         backbone.extract([frames], [index])
+
+
+def test_an_encoder_that_cannot_be_compiled_runs_all_the_same_and_says_so(tiny):
+    said: list[str] = []
+    backbone = build_backbone(
+        "tiny", seed=1, precision="fp32", micro_batch=4, device=tiny.device, on_warning=said.append
+    )
+
+    def no_compiler(pixels):
+        raise RuntimeError("Failed to find C compiler\nand more")
+
+    backbone._forward = no_compiler
+    frames, index = clip(24)
+    found = backbone.extract([frames], [index])[0]
+    np.testing.assert_allclose(found, tiny.extract([frames], [index])[0], rtol=0, atol=1e-5)
+    assert said == ["the encoder could not be compiled and runs slower: Failed to find C compiler"]
 
 
 def test_an_extractor_accepts_only_the_weights_it_names(tiny):
@@ -185,7 +204,10 @@ def test_the_null_backbone_costs_nothing_and_claims_nothing():
 def test_nothing_to_extract_is_no_error(tiny):
     assert tiny.extract([], []) == []
     frames, _ = clip(3)
-    assert tiny.features(torch.from_numpy(frames), torch.zeros(0, 16, dtype=torch.int64)).shape == (0, 192)
+    assert tiny.features(torch.from_numpy(frames).to(tiny.device), torch.zeros(0, 16, dtype=torch.int64)).shape == (
+        0,
+        192,
+    )
     with pytest.raises(ModelError, match=r"\[B, 16\] frames; found \[2, 8\]"):
         tiny.features(torch.from_numpy(frames), torch.zeros(2, 8, dtype=torch.int64))
 

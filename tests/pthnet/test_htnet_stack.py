@@ -29,9 +29,9 @@ def images():
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
-def test_a_stack_gives_the_logits_of_its_models(images, seeds):
-    stack = stack_of(SMALL, seeds)
-    logits = stack(stack.patches(images).expand(len(seeds), -1, -1, -1))
+def test_a_stack_gives_the_logits_of_its_models(images, seeds, device):
+    stack = stack_of(SMALL, seeds, device)
+    logits = stack(stack.patches(images.to(device)).expand(len(seeds), -1, -1, -1)).cpu()
     expected = torch.stack([model(images) for model in single_models(seeds)])
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -44,10 +44,10 @@ def test_other_grids_of_single_tokens_are_stacked_too():
     torch.testing.assert_close(stack(stack.patches(images)[None])[0], model(images), rtol=1e-5, atol=1e-5)
 
 
-def test_twenty_adam_steps_of_a_stack_are_those_of_full_attention_models(images):
-    target = torch.arange(20) % 3
-    models, stack = single_models([0, 1]), stack_of(SMALL, [0, 1])
-    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+def test_twenty_adam_steps_of_a_stack_are_those_of_full_attention_models(images, device):
+    images, target = images.to(device), (torch.arange(20) % 3).to(device)
+    models, stack = [model.to(device) for model in single_models([0, 1])], stack_of(SMALL, [0, 1], device)
+    before = [{name: value.to("cpu", copy=True) for name, value in model.state_dict().items()} for model in models]
     patches = stack.patches(images).expand(2, -1, -1, -1)
     together = torch.optim.Adam(stack.parameters.values(), lr=5e-5, fused=True)
     alone = [torch.optim.Adam(model.parameters(), lr=5e-5) for model in models]
@@ -65,8 +65,8 @@ def test_twenty_adam_steps_of_a_stack_are_those_of_full_attention_models(images)
             adam.step()
             torch.testing.assert_close(losses[index], loss, rtol=1e-4, atol=1e-5)
     for index, model in enumerate(models):
-        exported = stack.state_dict(index)
-        for name, value in model.state_dict().items():
+        exported = {name: value.cpu() for name, value in stack.state_dict(index).items()}
+        for name, value in model.cpu().state_dict().items():
             if name == "layers.2.0.pos_emb":
                 continue  # shifts all channels alike, which every later norm removes: its gradient is rounding noise
             torch.testing.assert_close(exported[name], value, rtol=1e-3, atol=2e-5, msg=name)

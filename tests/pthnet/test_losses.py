@@ -14,14 +14,14 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2])
-def test_ecstfl_loss_and_gradient_equal_the_published_ones(batch: int) -> None:
+def test_ecstfl_loss_and_gradient_equal_the_published_ones(batch: int, device: str) -> None:
     golden = np.load(GOLDEN / "ecstfl.npz")
-    features = torch.from_numpy(golden[f"ecstfl/{batch}/features"]).requires_grad_()
-    loss = ecstfl_loss(features, torch.from_numpy(golden[f"ecstfl/{batch}/labels"]))
+    features = torch.from_numpy(golden[f"ecstfl/{batch}/features"]).to(device).requires_grad_()
+    loss = ecstfl_loss(features, torch.from_numpy(golden[f"ecstfl/{batch}/labels"]).to(device))
     loss.backward()
     assert loss.item() == pytest.approx(float(golden[f"ecstfl/{batch}/loss"]), abs=1e-5)
     assert features.grad is not None
-    assert np.abs(features.grad.numpy() - golden[f"ecstfl/{batch}/grad"]).max() <= 1e-5
+    assert np.abs(features.grad.cpu().numpy() - golden[f"ecstfl/{batch}/grad"]).max() <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,13 @@ def golden() -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def given(golden: dict[str, np.ndarray], prefix: str = "input", dtype: torch.dtype = torch.float32) -> Pyramid:
+def given(
+    golden: dict[str, np.ndarray], prefix: str = "input", dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Pyramid:
     return {
         level: (
-            torch.from_numpy(golden[f"{prefix}/{letter}"]).to(dtype),
-            torch.from_numpy(golden[f"mask/{letter}"])[:, 0],
+            torch.from_numpy(golden[f"{prefix}/{letter}"]).to(device, dtype),
+            torch.from_numpy(golden[f"mask/{letter}"])[:, 0].to(device),
         )
         for level, letter in LETTER.items()
     }
@@ -55,10 +57,12 @@ def some_pyramid(in_dim: int = 24, batch: int = 3, dtype: torch.dtype = torch.fl
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_logits_of_the_three_levels_equal_the_published_ones(golden: dict[str, np.ndarray], training: bool) -> None:
-    logits = published().train(training)(given(golden))
+def test_logits_of_the_three_levels_equal_the_published_ones(
+    golden: dict[str, np.ndarray], training: bool, device: str
+) -> None:
+    logits = published().to(device).train(training)(given(golden, device=device))
     for level, letter in LETTER.items():
-        assert np.abs(logits[level].detach().numpy() - golden[f"output/train_{letter}"]).max() <= 1e-5
+        assert np.abs(logits[level].detach().cpu().numpy() - golden[f"output/train_{letter}"]).max() <= 1e-5
 
 
 @pytest.mark.parametrize("level", ["high", "low"])
@@ -68,11 +72,13 @@ def test_a_level_alone_equals_the_published_evaluation(golden: dict[str, np.ndar
     assert np.abs(logits[level].detach().numpy() - golden[f"output/eval_{LETTER[level]}"]).max() <= 1e-5
 
 
-def ten_losses(model: torch.nn.Module, golden: dict[str, np.ndarray], dtype: torch.dtype) -> np.ndarray:
+def ten_losses(
+    model: torch.nn.Module, golden: dict[str, np.ndarray], dtype: torch.dtype, device: str = "cpu"
+) -> np.ndarray:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
-    target, rows = torch.from_numpy(golden["target"]), []
+    target, rows = torch.from_numpy(golden["target"]).to(device), []
     for step in range(10):
-        total, parts = pyramid_loss(model(given(golden, f"train/input/{step}", dtype)), target)
+        total, parts = pyramid_loss(model(given(golden, f"train/input/{step}", dtype, device)), target)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -80,7 +86,7 @@ def ten_losses(model: torch.nn.Module, golden: dict[str, np.ndarray], dtype: tor
     return np.array(rows)
 
 
-def test_ten_training_steps_follow_the_published_losses(golden: dict[str, np.ndarray]) -> None:
+def test_ten_training_steps_follow_the_published_losses(golden: dict[str, np.ndarray], device: str) -> None:
     """Held to 1e-4 for four steps, and to what float32 can tell for all ten.
 
     The ten steps amplify a rounding error some 1e5 times (random weights, losses near 7, momentum), and the golden
@@ -88,7 +94,7 @@ def test_ten_training_steps_follow_the_published_losses(golden: dict[str, np.nda
     cent at the tenth. So the later steps are held against a plain model in float64, below, and here to the spread that
     rounding alone causes.
     """
-    ours = ten_losses(published(), golden, torch.float32)
+    ours = ten_losses(published().to(device), golden, torch.float32, device)
     departure = np.abs(ours / golden["train/losses"] - 1).max(1)
     assert departure[:4].max() <= 1e-4
     exact = ten_losses(published(torch.float64), golden, torch.float64)
@@ -102,7 +108,7 @@ def test_ten_training_steps_follow_the_published_losses(golden: dict[str, np.nda
     assert (np.abs(exact / golden["train/losses"] - 1).max(1) <= 1e-4 + 3 * spread).all()
 
 
-def test_ten_training_steps_equal_a_plain_model_in_float64(golden: dict[str, np.ndarray]) -> None:
+def test_ten_training_steps_equal_a_plain_model_in_float64(golden: dict[str, np.ndarray], device: str) -> None:
     plain = PlainPTHNet(24, 32, 48, 7)
     plain.load_state_dict(
         {
@@ -112,7 +118,8 @@ def test_ten_training_steps_equal_a_plain_model_in_float64(golden: dict[str, np.
         }
     )
     expected = ten_losses(plain.double(), golden, torch.float64)
-    np.testing.assert_allclose(ten_losses(published(torch.float64), golden, torch.float64), expected, rtol=1e-6)
+    found = ten_losses(published(torch.float64).to(device), golden, torch.float64, device)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_every_gradient_equals_the_plain_model_and_four_are_zero(golden: dict[str, np.ndarray]) -> None:

@@ -1,13 +1,15 @@
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from pthnet.errors import ModelError
-from pthnet.videomae import VideoMAE, VideoMAEConfig, _attend_head_by_head, flops, parameter_count
+from pthnet.videomae import VideoMAE, VideoMAEConfig, _attend_head_by_head, flops, parameter_count, run_block
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "videomae_small.npz"
 SMALL = VideoMAEConfig(image_size=32, patch_size=16, dim=48, depth=3, heads=4, mlp_dim=48 * 48 // 11, num_classes=10)
@@ -27,17 +29,26 @@ def model(golden):
 
 
 @torch.no_grad()
-def test_features_and_logits_are_the_published_ones(golden, model):
-    pixels = torch.from_numpy(golden["pixels"])
-    assert np.abs(model(pixels).numpy() - golden["features"]).max() <= 1e-5
-    assert np.abs(model.logits(pixels).numpy() - golden["logits"]).max() <= 1e-5
+def test_features_and_logits_are_the_published_ones(golden, model, device):
+    pixels, model = torch.from_numpy(golden["pixels"]).to(device), deepcopy(model).to(device)
+    assert np.abs(model(pixels).cpu().numpy() - golden["features"]).max() <= 1e-5
+    assert np.abs(model.logits(pixels).cpu().numpy() - golden["logits"]).max() <= 1e-5
 
 
 @torch.no_grad()
-def test_bfloat16_weights_give_nearly_the_same_features_in_float32(golden, model):
+def test_one_compiled_block_serves_for_all(golden, model):
+    counter = CompileCounter()
+    compiled = torch.compile(run_block, backend=counter, dynamic=False)
+    pixels = torch.from_numpy(golden["pixels"])
+    assert torch.equal(model(pixels, compiled), model(pixels))
+    assert (counter.frame_count, SMALL.depth) == (1, 3)
+
+
+@torch.no_grad()
+def test_bfloat16_weights_give_nearly_the_same_features_in_float32(golden, model, device):
     half = VideoMAE(SMALL)
     half.load_state_dict(model.state_dict())
-    features = half.to(torch.bfloat16).eval()(torch.from_numpy(golden["pixels"]))
+    features = half.to(device, torch.bfloat16).eval()(torch.from_numpy(golden["pixels"]).to(device)).cpu()
     assert features.dtype == torch.float32
     reference = torch.from_numpy(golden["features"])
     assert torch.cosine_similarity(features, reference).min() > 0.9995

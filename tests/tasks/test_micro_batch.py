@@ -4,12 +4,23 @@ from pathlib import Path
 
 import torch
 
-from tasks.micro_batch import fastest, remembered
+from pthnet.backbone import build_backbone
+from tasks.micro_batch import fastest, micro_batch_of, remembered
 
 
-def test_it_grows_until_a_larger_one_is_no_faster() -> None:
-    rates = {8: 10.0, 16: 18.0, 32: 25.0, 64: 25.2, 128: 40.0}
+def test_it_grows_while_that_pays() -> None:
+    rates = {8: 10.0, 16: 18.0, 32: 25.0, 64: 25.2, 128: 24.0}
     assert fastest(rates.__getitem__, tuple(rates)) == 32
+
+
+def test_a_size_that_measured_slow_by_chance_ends_nothing() -> None:
+    rates = {8: 10.0, 16: 9.0, 32: 25.0}
+    assert fastest(rates.__getitem__, tuple(rates)) == 32
+
+
+def test_features_of_zeros_have_a_micro_batch_too() -> None:
+    backbone = build_backbone("null", micro_batch=8)
+    assert micro_batch_of(backbone) == 8
 
 
 def test_it_stays_within_memory() -> None:
