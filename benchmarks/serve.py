@@ -1,6 +1,7 @@
 """Latency and throughput of `pthnet serve`, asked by features over HTTP on loopback.
 
 python -m benchmarks.serve --requests 400 --clients 32
+python -m benchmarks.serve --device cuda --name serve-cuda
 """
 
 import base64
@@ -49,7 +50,9 @@ def main(
     port
         On loopback.
     device
-        As for `pthnet serve`.
+        As for `pthnet serve`: auto takes a GPU where there is one.
+    name
+        Of the page below benchmarks/results.
     """
     with tempfile.TemporaryDirectory() as folder:
         published_size(Path(folder) / "model")
@@ -72,7 +75,8 @@ def main(
             server.wait()
     header = ["clients", "requests/s", "p50 ms", "p99 ms", "failed"]
     notes = [
-        f"{requests} requests a row; each a clip of {windows} windows of 1408 numbers, forward and reverse.",
+        f"{requests} requests a row; each a clip of {windows} windows of 1408 numbers, forward and reverse; "
+        f"device {device}.",
         "",
     ]
     keep(name, table("Serving features", header, [one, many], notes))

@@ -2,11 +2,13 @@
 
     python -m benchmarks.train                       # both tables; two CPU cores take about four minutes
     python -m benchmarks.train --clips 4096 --rounds 5 --no-loading
+    python -m benchmarks.train --device cuda --no-loading           # -> benchmarks/results/train-cuda.md; a minute
 
 Published, written plainly: a sample is three .npy files read by DataLoader workers, levels go through nn.Conv1d one by
 one. Ours is `tasks.train` as `pthnet train` runs it. Both start from the same weights and meet the same clips in the
 same order; epochs alternate in one process, so that a change in the machine's load meets both. Losses of ten steps are
-compared first, without noise (clips this short leave no choice of windows).
+compared first, without noise (clips this short leave no choice of windows) and, on a GPU, without TF32; the published
+loop is timed with the TF32 convolutions that PyTorch gives it there.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.machine import keep, matmul_peak, table
 from benchmarks.synthetic_table import loading_table
 from pthnet.losses import pyramid_loss
+from pthnet.matmul import exact_float32
 from pthnet.pth_net import PTHNet, PTHNetConfig, flops
 from pthnet.published import published_layout
 from pthnet.slots import sample_slots
@@ -37,6 +40,7 @@ from tasks.train import train
 from tasks.train_settings import TrainSettings
 
 BATCH, NOISE = 32, 0.0005
+COMPARED = 10  # steps
 
 
 def synthetic_clips(count: int, dim: int) -> FeatureSet:
@@ -143,10 +147,12 @@ class Published:
 class Ours:
     """`tasks.train.train`, one epoch at a time; the state goes on from epoch to epoch."""
 
-    def __init__(self, features: FeatureSet, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(
+        self, features: FeatureSet, settings: TrainSettings, device: torch.device, clips: int | None = None
+    ) -> None:
         self.features, self.settings = features, settings
         self.table = DeviceTable(features, device)
-        everything, none = np.arange(len(features)), np.arange(0)
+        everything, none = np.arange(clips or len(features)), np.arange(0)
         self.split = Split(fold="1", train=everything, validation=none, test=none)
 
     def epoch(self, losses: list[float] | None = None) -> float:
@@ -157,11 +163,12 @@ class Ours:
         return float(state.history[0]["clips_per_s"])
 
 
-def compare(clips: int, rounds: int, workers: int, device: torch.device) -> str:
-    """The throughput table."""
+def compare(clips: int, rounds: int, workers: int, device: torch.device, seconds: float | None = None) -> str:
+    """The throughput table; no further round begins once `seconds` have gone by."""
     from tasks.sampling import epoch_order
     from tasks.train import build_model
 
+    started = time.perf_counter()
     config = PTHNetConfig(drop_path=0.0)
     features = synthetic_clips(clips, config.in_dim)
     settings = TrainSettings(model=config, noise=NOISE)
@@ -171,19 +178,25 @@ def compare(clips: int, rounds: int, workers: int, device: torch.device) -> str:
         write_published(folder, features)
         start = build_model(settings, features, np.arange(clips))
         quiet = [replace(settings, noise=0.0, precision=precision) for precision in ("fp32", "bf16")]
-        theirs = list(Published(folder, features, start, workers, device).epoch(order, 0.0))[:10]
+        few = min(clips, COMPARED * BATCH)
+        first = epoch_order(np.arange(few), features.labels[:few], False, settings.seed, 0, 0)
+        with exact_float32(device):
+            theirs = list(Published(folder, features, start, workers, device).epoch(first, 0.0))
         apart = []
         for setting in quiet:
             ours: list[float] = []
-            Ours(features, setting, device).epoch(ours)
-            apart.append(abs(sum(ours[:10]) - sum(theirs)) / sum(theirs))
+            Ours(features, setting, device, few).epoch(ours)
+            apart.append(abs(sum(ours) - sum(theirs)) / sum(theirs))
+        print(f"losses compared after {time.perf_counter() - started:.0f} s", flush=True)
         contenders = {
             precision: Ours(features, replace(settings, precision=precision), device) for precision in ("fp32", "bf16")
         }
         published = Published(folder, features, start, workers, device)
         speeds: dict[str, list[float]] = {"published": [], "fp32": [], "bf16": []}
         costs: dict[str, list[float]] = {name: [] for name in speeds}
-        for _ in range(rounds):
+        for number in range(rounds):
+            if number and seconds is not None and time.perf_counter() - started > seconds:
+                break
             began, cost = time.perf_counter(), cpu_seconds()
             for _ in published.epoch(order, NOISE):
                 pass
@@ -193,11 +206,13 @@ def compare(clips: int, rounds: int, workers: int, device: torch.device) -> str:
                 cost = cpu_seconds()
                 speeds[name].append(contender.epoch())
                 costs[name].append(cpu_seconds() - cost)
+            latest = ", ".join(f"{name} {values[-1]:,.0f}" for name, values in speeds.items())
+            print(f"round {number + 1} after {time.perf_counter() - started:.0f} s: {latest} clips/s", flush=True)
     base = statistics.median(speeds["published"])
     base_cost = statistics.median(costs["published"])
     names = {"published": "published procedure, fp32", "fp32": "pthnet, fp32", "bf16": "pthnet, bf16"}
     loss = {"published": "", "fp32": f"{apart[0]:.1e}", "bf16": f"{apart[1]:.1e}"}
-    rows = []
+    rows, on_gpu = [], device.type == "cuda"
     for name, values in speeds.items():
         middle = statistics.median(values)
         ratios = sorted(mine / other for mine, other in zip(values, speeds["published"], strict=True))
@@ -225,7 +240,9 @@ def compare(clips: int, rounds: int, workers: int, device: torch.device) -> str:
     )
     notes = [
         f"Batch {BATCH}, three levels, {config.in_dim}-d features, one worker, {torch.get_num_threads()} threads; "
-        f"{clips} clips, median of {rounds} alternating rounds, DataLoader with {workers} workers; loss of ten steps.",
+        f"{clips} clips, median of {len(speeds['fp32'])} alternating rounds, DataLoader with {workers} workers; "
+        "loss of ten steps.",
+        *(["The published loop's convolutions run in TF32, PyTorch's default; ours in float32."] * on_gpu),
         "",
     ]
     return table("Training throughput", header, rows, notes)
@@ -233,17 +250,25 @@ def compare(clips: int, rounds: int, workers: int, device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=384)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--loader-workers", type=int, default=min(4, len(os.sched_getaffinity(0))))
+    parser.add_argument("--clips", type=int, help="384; 8192 on a GPU, which does 12 steps too fast to time")
+    parser.add_argument("--rounds", type=int, help="5; 3 on a GPU")
+    parser.add_argument("--seconds", type=float, help="begin no further round after so long; 45 on a GPU")
+    parser.add_argument("--loader-workers", type=int, default=min(8, len(os.sched_getaffinity(0))))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--loading", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--most-clips", type=int, default=1_000_000)
     given = parser.parse_args()
-    text = compare(given.clips, given.rounds, given.loader_workers, torch.device(given.device))
+    on_gpu = given.device.startswith("cuda")
+    text = compare(
+        given.clips or (8192 if on_gpu else 384),
+        given.rounds or (3 if on_gpu else 5),
+        given.loader_workers,
+        torch.device(given.device),
+        given.seconds or (45.0 if on_gpu else None),
+    )
     if given.loading:
         text += "\n" + loading_table(given.most_clips)
-    keep("train", text)
+    keep("train-cuda" if on_gpu else "train", text)
 
 
 if __name__ == "__main__":

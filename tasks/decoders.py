@@ -18,7 +18,7 @@ from tasks.decode_worker import CHUNK, FrameSink, Refused, too_long
 
 # decord retries a failing read 10,240 times by default, minutes on a damaged file.
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")
-# Tags in no known encoding must not keep a video from being read. PyAV reads tags late from version 19 on, and has no such option.
+# Tags in no known encoding must not keep a video from being read; from version 19 on PyAV needs no telling.
 _TOLERANT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 

@@ -15,6 +15,9 @@ from storage.errors import StorageError
 from storage.sources import list_clips
 
 MOST_FRAMES = 1024  # of a clip in one request; longer ones are for `pthnet predict`
+# A clip of a few seconds has some ten windows: padding them to the pipeline's 64 would take several times as long, and
+# compiling the encoder would keep the first request waiting for a minute or more.
+GPU_MICRO_BATCH = 8
 
 
 class DirectExtractor:
@@ -39,11 +42,12 @@ class DirectExtractor:
         from storage.copies import local_copy
         from tasks.decode import DecodePool
 
+        how = backbone_options(device)
         if weights is None:
-            self.backbone = build_backbone(extractor, device=device)
+            self.backbone = build_backbone(extractor, **how)
         else:
             with local_copy(weights) as path:
-                self.backbone = build_backbone(extractor, weights=path, device=device)
+                self.backbone = build_backbone(extractor, weights=path, **how)
         self.extractor = extractor
         self._pool = DecodePool(workers=1, timeout_s=timeout_s)
         self._lock = threading.Lock()
@@ -86,6 +90,13 @@ class DirectExtractor:
     def close(self) -> None:
         """End the decode child."""
         self._pool.close()
+
+
+def backbone_options(device: str) -> dict[str, Any]:
+    """How `build_backbone` makes the backbone of single requests."""
+    if device.startswith("cuda"):
+        return {"device": device, "micro_batch": GPU_MICRO_BATCH, "compile": False}
+    return {"device": device}
 
 
 def direct_extractor(bundle: Any, *, weights: str | None = None, device: str = "cpu") -> DirectExtractor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pthnet.errors import ModelError
+from pthnet.matmul import exact_float32
 from pthnet.metrics import scores
 from tasks.sampling import DeviceTable, Shard
 
@@ -23,7 +24,7 @@ def logits_of(
     precision: str = "fp32",
     with_features: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Evaluate clips: middle windows of the slots, no noise, one level.
+    """Evaluate clips: middle windows of the slots, no noise, one level. fp32 on a GPU is not TF32.
 
     Parameters
     ----------
@@ -48,7 +49,8 @@ def logits_of(
     parts = []
     for start in range(0, len(mine), batch):
         chosen = torch.from_numpy(mine[start : start + batch]).to(table.device)
-        with torch.autocast(table.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        reduced = torch.autocast(table.device.type, torch.bfloat16, enabled=precision == "bf16")
+        with exact_float32(table.device), reduced:
             logits, features = model(table.pyramid(chosen, (level,)), with_features=True)
         parts.append(
             torch.cat([logits[level].float(), features[level].float()], 1) if with_features else logits[level].float()

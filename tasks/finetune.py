@@ -19,9 +19,10 @@ from pthnet.allocator import keep_freed_memory
 from pthnet.errors import ModelError
 from pthnet.frame_models import FrameModel
 from pthnet.losses import ecstfl_loss
+from pthnet.matmul import exact_float32
 from pthnet.metrics import scores
 from tasks.finetune_state import FinetuneSettings, FinetuneState, check_settings, identity
-from tasks.frame_batches import FrameBatch, FrameLoader, ray_batches
+from tasks.frame_batches import FrameBatch, FrameLoader, ray_batches, upload
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,26 @@ def frame_loss(
     """CE + gamma * EC-STFL over the samples that have a label: (total, CE, EC-STFL).
 
     A batch without any label gives zeros that still carry gradients, so that every worker takes part in the step.
+
+    Parameters
+    ----------
+    logits, features
+        [B, classes] and [B, D], on the device.
+    labels
+        int64 [B], -1 for none. On the host: to ask a GPU which samples have one would wait for all that it has to do.
     """
-    known = labels >= 0
-    if not known.any():
+    known = torch.nonzero(labels >= 0).squeeze(1)
+    if not len(known):
         none = (logits.sum() + features.sum()) * 0.0
         return none, none.detach(), none.detach()
-    ce = F.cross_entropy(logits[known].float(), labels[known], label_smoothing=label_smoothing)
+    if len(known) < len(labels):
+        rows = upload(known.numpy(), logits.device)
+        logits, features, labels = logits[rows], features[rows], labels[known]
+    target = upload(labels.numpy(), logits.device)
+    ce = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
     if gamma == 0.0:
         return ce, ce.detach(), torch.zeros_like(ce)
-    spread = ecstfl_loss(features[known], labels[known])
+    spread = ecstfl_loss(features, target)
     return ce + gamma * spread, ce.detach(), spread.detach()
 
 
@@ -120,13 +132,15 @@ def fine_tune(
         # The order that convolutions over images are quickest in.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = wrap(WithFeatures(model))
-    optimizer = _optimizer(model, settings)
+    device = torch.device(device)
+    optimizer = _optimizer(model, settings, fused=device.type == "cuda")
     if state.optimizer:
         optimizer.load_state_dict(state.optimizer)
-    schedule, kind = loader.schedule, torch.device(device).type
+    schedule = loader.schedule
     for epoch in range(state.epoch, settings.epochs):
         began, waited = time.perf_counter(), 0.0
-        sums = torch.zeros(5, dtype=torch.float64)  # loss, CE, EC-STFL, hits, samples
+        # loss, CE, EC-STFL, hits; they stay on the device, which would else be waited for at every step
+        totals, taught = torch.zeros(4, dtype=torch.float64, device=device), 0
         failures: list[str] = []
         steps = schedule.steps(epoch)
         # what the network draws (stochastic depth) follows from the epoch too, so that a resumed run draws the same
@@ -139,9 +153,9 @@ def fine_tune(
             failures += batch.failures
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(epoch + step / steps)
-            labels = torch.from_numpy(batch.labels).to(device, non_blocking=True)
-            with _precision(kind, settings):
-                logits, features = module(spec.pixels(_on(batch, device)))
+            with _precision(device.type, settings):
+                logits, features = module(spec.pixels(upload(batch.frames, device)))
+            labels = torch.from_numpy(batch.labels)
             total, ce, spread = frame_loss(
                 logits, features, labels, gamma=settings.gamma, label_smoothing=settings.label_smoothing
             )
@@ -149,10 +163,10 @@ def fine_tune(
             total.backward()
             optimizer.step()
             known = int((batch.labels >= 0).sum())
-            hits = ((logits.detach().argmax(1) == labels) & (labels >= 0)).sum()
-            sums += (
-                torch.stack([total.detach() * known, ce * known, spread * known, hits, hits * 0 + known]).cpu().double()
-            )
+            hits = (logits.detach().argmax(1) == upload(batch.labels, device)).sum()  # no class is -1
+            totals += torch.stack([total.detach() * known, ce * known, spread * known, hits]).double()
+            taught += known
+        sums = torch.cat([totals.cpu(), torch.tensor([taught], dtype=torch.float64)])  # waits for the last step
         seconds = time.perf_counter() - began
         every = workers.gather((sums, failures))
         sums = torch.stack([part for part, _ in every]).sum(0)
@@ -178,18 +192,21 @@ def gather_logits(
     device: torch.device | str = "cpu",
     workers: Workers | None = None,
 ) -> np.ndarray:
-    """Logits float32 [validation rows, classes] of one pass over the validation batches; NaN for rows not in it."""
+    """Logits float32 [validation rows, classes] of one pass over the validation batches; NaN for rows not in it.
+
+    On a GPU in true float32, as a prediction with the weights that are kept.
+    """
     workers = workers or Workers()
     workers.align(model)
     model.eval()
     found = []
     pages = [page for page in loader.schedule.pages() if not page.training and page.epoch == epoch]
     kind = torch.device(device).type
-    with torch.inference_mode(), _precision(kind, settings):
+    with torch.inference_mode(), _precision(kind, settings), exact_float32(device):
         for page in pages:
             for _ in loader.schedule.batches(page):
                 batch = next(batches)
-                logits = model(spec.pixels(_on(batch, device))).float().cpu().numpy()
+                logits = model(spec.pixels(upload(batch.frames, device))).float().cpu().numpy()
                 found.append((batch.index, np.where(batch.readable[:, None], logits, np.nan)))
     whole = np.full((len(loader.validation), len(spec.classes)), np.nan, np.float32)
     for part in workers.gather(found):
@@ -198,25 +215,21 @@ def gather_logits(
     return whole
 
 
-def _optimizer(model: nn.Module, settings: FinetuneSettings) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, settings: FinetuneSettings, *, fused: bool) -> torch.optim.Optimizer:
+    """The settings' optimizer; `fused` updates all weights by one kernel."""
+    lr, decay, kernel = settings.lr, settings.weight_decay, fused or None
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        momentum = settings.momentum
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=decay, fused=kernel)
     # norms, biases and position tables are not decayed, as Swin's own recipe has it
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or n.endswith("bias_table")]
     decayed = [p for n, p in model.named_parameters() if not (p.ndim < 2 or n.endswith("bias_table"))]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, fused=kernel)
 
 
 def _precision(kind: str, settings: FinetuneSettings) -> Any:
     return torch.autocast(kind, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
-
-
-def _on(batch: FrameBatch, device: torch.device | str) -> Tensor:
-    frames = batch.frames if batch.frames.flags.writeable else batch.frames.copy()  # torch has no read-only tensors
-    return torch.from_numpy(frames).to(device, non_blocking=True)
 
 
 def _record(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ from storage import files
 from storage.clips import frame_names
 from tasks.frame_lists import is_clips
 from tasks.frame_schedule import FrameSchedule, Page
+
+if TYPE_CHECKING:
+    import torch
 
 # B samples, T frames of a sample (16 or 1), S side
 
@@ -234,6 +237,18 @@ def _frames_of(folder: str) -> tuple[str, ...]:
         return tuple(frame_names(os.listdir(files.local_path(folder))))
     fs, place = files.filesystem(folder)
     return tuple(frame_names(entry.base_name for entry in fs.get_file_info(pafs.FileSelector(place))))
+
+
+def upload(array: np.ndarray, device: "torch.device | str") -> "torch.Tensor":
+    """The array as a tensor on a device; to a GPU from pinned memory, so that the caller need not wait for the copy."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        given = array if array.flags.writeable else array.copy()  # torch has no read-only tensors
+        return torch.from_numpy(given).to(device)
+    host = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), pin_memory=True)
+    np.copyto(host.numpy(), array)
+    return host.to(device, non_blocking=True)  # PyTorch gives the pinned memory to nobody else before the copy is done
 
 
 def local_batches(loader: FrameLoader) -> Iterator[FrameBatch]:

@@ -11,8 +11,9 @@ import torch
 from pthnet.errors import ModelError
 from pthnet.frame_models import FrameModel
 from pthnet.frame_weights import DESCRIPTION, WEIGHTS, load_frame_model, load_frame_weights
+from pthnet.matmul import exact_float32
 from storage import files
-from tasks.frame_batches import FrameBatch
+from tasks.frame_batches import FrameBatch, upload
 
 
 def open_frame_model(
@@ -51,12 +52,14 @@ class FramePredictor:
     spec, state
         The network and its weights.
     precision
-        "fp32" or "bf16".
+        "fp32", which on a GPU is not TF32, or "bf16".
+    device
+        "cpu" or "cuda". Not looked for: a process that Ray gave no GPU sees them all the same.
     """
 
-    def __init__(self, spec: FrameModel, state: dict[str, Any], precision: str = "fp32") -> None:
+    def __init__(self, spec: FrameModel, state: dict[str, Any], precision: str = "fp32", device: str = "cpu") -> None:
         self.spec, self.precision = spec, precision
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device)
         model = spec.build()
         model.load_state_dict(state)
         self.model = model.to(self.device).eval()
@@ -66,9 +69,10 @@ class FramePredictor:
         index, logits, failures = [], [], []
         for position in range(len(rows)):
             batch = FrameBatch.from_arrow(rows.slice(position, 1))
-            frames = torch.from_numpy(batch.frames.copy()).to(self.device, non_blocking=True)
+            frames = upload(batch.frames, self.device)
             with (
                 torch.inference_mode(),
+                exact_float32(self.device),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
             ):
                 found = self.model(self.spec.pixels(frames)).float().cpu().numpy()

@@ -70,12 +70,16 @@ class DeviceTable:
     features : FeatureSet
     device : torch.device
     reserve : float
-        Part of the device's free memory that features may take.
+        Part of the device's memory that features may take.
+    share : float
+        Part of the device that is this process's: trainings that start beside each other all find the memory free.
     """
 
-    def __init__(self, features: FeatureSet, device: torch.device, reserve: float = 0.6) -> None:
+    def __init__(self, features: FeatureSet, device: torch.device, *, reserve: float = 0.6, share: float = 1.0) -> None:
         self.device = device
-        self.resident = device.type == "cpu" or features.features.nbytes < reserve * torch.cuda.mem_get_info(device)[0]
+        self.resident = device.type == "cpu" or features.features.nbytes < room_for_features(
+            *torch.cuda.mem_get_info(device), reserve=reserve, share=share
+        )
         home = device if self.resident else torch.device("cpu")
         self.windows = _tensor(features.features).to(home)
         self.labels = _tensor(features.labels).to(device)
@@ -125,6 +129,11 @@ class DeviceTable:
         if self.resident:
             return self.windows[index]
         return self.windows[index.cpu()].pin_memory().to(self.device, non_blocking=True)
+
+
+def room_for_features(free: int, total: int, *, reserve: float, share: float) -> float:
+    """Bytes that features may take of a device with `free` of `total` bytes, of which `share` belongs to the caller."""
+    return reserve * min(free, share * total)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -208,13 +208,15 @@ def _logits(
     """Logits [V, C] of pyramids given as positions in the level [V, T]. Equal ones run once: short clips have many."""
     import torch
 
+    from pthnet.matmul import exact_float32
+
     bundle.require_extractor(bundle.extractor_id, features.shape[1] if features.size else network.config.in_dim)
     distinct, back = np.unique(pyramids, axis=0, return_inverse=True)
     found = torch.empty(len(distinct), network.config.num_classes)
     network = network.to(device).eval()
     # Chunks of clips are bounded, so their features are too; read-only memory of the table is not written to.
     held = torch.from_numpy(features if features.flags.writeable else features.copy()).to(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32(device):
         for start in range(0, len(distinct), batch):
             part = distinct[start : start + batch]
             there = part != EMPTY

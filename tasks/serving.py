@@ -209,10 +209,12 @@ class DirectionScorer:
         """Logits [B, classes] of B instances' sampled windows."""
         import torch
 
+        from pthnet.matmul import exact_float32
+
         x = np.zeros((len(slots), SLOTS[self.level], self.network.config.in_dim), np.float32)  # [B, T, D]
         mask = np.zeros(x.shape[:2], bool)
         for row, windows in enumerate(slots):
             x[row, : len(windows)], mask[row, : len(windows)] = windows, True
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_float32(self.device):
             given = torch.from_numpy(x).to(self.device).transpose(1, 2), torch.from_numpy(mask).to(self.device)
             return self.network({self.level: given})[self.level].float().cpu().numpy()

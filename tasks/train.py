@@ -229,8 +229,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     config : dict
-        features (object reference of a FeatureSet), split, settings, threads, progress (URI of a small JSON file that
-        rank 0 keeps).
+        features (object reference of a FeatureSet), split, settings, threads, gpus (of each worker; 0.5 where two
+        trainings share one), progress (URI of a small JSON file that rank 0 keeps).
     """
     import json
     import tempfile
@@ -261,7 +261,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             save_state(directory, reached)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
-    table = DeviceTable(features, device)
+    table = DeviceTable(features, device, share=config["gpus"] or 1.0)
     state = None
     try:
         if (checkpoint := ray.train.get_checkpoint()) is not None:

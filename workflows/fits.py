@@ -1,6 +1,7 @@
 """Many trainings at once: a TorchTrainer each, side by side within the cluster's resources, in one display."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tasks.train_settings import TrainSettings
 
 MOST_THREADS = 8  # past this a step of batch 32 gains nothing
+MOST_A_GPU = 4  # trainings of one worker on a GPU: a step is many small kernels, and launching them takes most of it
 # Ray Train asks its workers every 2 s and takes one report at a time: short epochs would wait for it.
 POLL_S = "0.25"
 
@@ -42,7 +44,10 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """How trainings share the cluster: `at_once` of them, each of `workers` with `cpus` and `gpus` apiece."""
+    """How trainings share the cluster: `at_once` of them, each of `workers` with `cpus` and `gpus` apiece.
+
+    `gpus` is 0, 1, or for trainings that share a GPU their part of it.
+    """
 
     workers: int
     cpus: float
@@ -53,7 +58,9 @@ class FitPlan:
 def plan_fits(count: int, nodes: Sequence[Mapping[str, float]], workers: int | None = None) -> FitPlan:
     """Share out what the nodes of a cluster have among `count` trainings.
 
-    With GPUs: one worker and one GPU a training unless asked for more, as the network is small and folds are many.
+    With GPUs: one worker a training unless asked for more, as the network is small and folds are many; it has a GPU for
+    itself, or where there are more trainings than GPUs shares one with up to three others, each with a core to launch
+    kernels from. Trainings of several workers share none: NCCL refuses two ranks of a job on one GPU.
     Without: two workers; forward and reverse run side by side even on two cores, because a training waits as long as
     it computes. A worker gets no more cores than lets all of them be placed, each whole on a node.
 
@@ -83,20 +90,28 @@ def plan_fits(count: int, nodes: Sequence[Mapping[str, float]], workers: int | N
     workers = workers or (1 if gpus else min(2, units))
     if not 1 <= workers <= units:
         raise ClusterError(f"{workers} workers need as many {unit}s; the cluster has {units}. Lower --workers")
-    at_once = max(1, min(count, units // workers))
+    a_gpu = 1  # trainings on one
+    if gpus and workers == 1:
+        a_gpu = max(1, min(MOST_A_GPU, math.ceil(count / gpus), int(cpus / gpus)))
+    at_once = max(1, min(count, units * a_gpu // workers))
     if not gpus and units >= 2:
         at_once = max(at_once, min(count, 2))
 
     def placed(share: float) -> int:
         """Workers of so many cores that the nodes hold."""
-        rooms = ((int(node["CPU"] / share + 1e-9), int(node.get("GPU", 0))) for node in places)
+        rooms = ((int(node["CPU"] / share + 1e-9), int(node.get("GPU", 0)) * a_gpu) for node in places)
         return sum(min(room) if gpus else room[0] for room in rooms)
 
     wanted = at_once * workers
     most = int(min(cpus / wanted, MOST_THREADS))
     shares = [*range(most, 0, -1), *(int(100 / parts) / 100 for parts in range(2, 101))]
     share = next((share for share in shares if placed(share) >= wanted), 0.0)
-    return FitPlan(workers=workers, cpus=share, gpus=1.0 if gpus else 0.0, at_once=at_once)
+    return FitPlan(workers=workers, cpus=share, gpus=part_of_gpu(a_gpu) if gpus else 0.0, at_once=at_once)
+
+
+def part_of_gpu(sharers: int) -> float:
+    """What each of so many may ask Ray for of one GPU; a little less than their part, so that all of them fit."""
+    return int(100 / sharers) / 100
 
 
 def run_fits(
@@ -179,6 +194,7 @@ def _fit(fit: Fit, plan: FitPlan, folder: str, max_failures: int) -> "TrainState
             "split": fit.split,
             "settings": fit.settings,
             "threads": max(1, int(plan.cpus)),
+            "gpus": plan.gpus,
             "progress": join(folder, fit.name, "progress.json"),
         },
         torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),

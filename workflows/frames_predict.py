@@ -182,7 +182,7 @@ def predict(
         )
         .map_batches(
             FramePredictor,
-            fn_constructor_args=(spec, state, precision),
+            fn_constructor_args=(spec, state, precision, "cuda" if gpus else "cpu"),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,

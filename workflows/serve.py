@@ -8,6 +8,8 @@ login, so put it behind something that has one before others can reach it.
 """
 
 import asyncio
+import contextlib
+import math
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,7 +58,7 @@ def serve(
     device
         Where backbone and model run.
     replicas
-        Copies of the model; by default they share all cores there are.
+        Copies of the model; by default they share all cores and GPUs there are.
     cpus
         Cores of each.
     max_batch
@@ -150,10 +152,24 @@ def start(
             "num_replicas": replicas,
             "max_ongoing_requests": 4 * max_batch,
             "max_queued_requests": max_waiting,
-            "ray_actor_options": {"num_cpus": share, "num_gpus": 1 if on_gpu else 0},
+            "ray_actor_options": {
+                "num_cpus": share,
+                "num_gpus": gpus_each(replicas, resources.get("GPU", 0)) if on_gpu else 0,
+            },
         },
     )
     ray_serve.run(app, name="pthnet", route_prefix="/")
+
+
+def gpus_each(replicas: int, gpus: float) -> float:
+    """GPUs that each replica asks Ray for: one, or where there are fewer than replicas a part that lets all start.
+
+    A whole one too where there is none yet, which a cluster that grows may bring.
+    """
+    from workflows.fits import part_of_gpu
+
+    sharers = math.ceil(replicas / int(gpus)) if gpus >= 1 else 1
+    return part_of_gpu(sharers)
 
 
 def application(
@@ -178,12 +194,15 @@ def application(
             import ray
             import torch
 
-            from pthnet.matmul import use_fastest_exact_matmul
+            from pthnet.matmul import exact_float32, use_fastest_exact_matmul
             from tasks.direct import DirectExtractor
             from tasks.model_source import load_model
             from tasks.serving import Scorer
 
             use_fastest_exact_matmul(device)  # this process does nothing else
+            # For good: a thread that extracts and one that scores would undo each other's, as the setting is global.
+            self.exact = contextlib.ExitStack()
+            self.exact.enter_context(exact_float32(device))
             self.bundle = load_model(model, tracking_uri)
             self.scorer = Scorer(self.bundle, device)
             cores, directions = int(options["ray_actor_options"]["num_cpus"]), list(self.bundle.networks)
@@ -277,7 +296,7 @@ def _beside(network: Any, level: str, threads: int) -> Any:
     """A process on this node that scores one direction (its network in Ray's store) while its caller scores another.
 
     A clip's networks are thousands of operations of microseconds: two threads of one process would spend more time
-    handing the interpreter to each other than they gain.
+    handing the interpreter to each other than they gain. On a GPU there are none of these: the replica scores both.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

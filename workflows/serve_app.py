@@ -20,7 +20,8 @@ def build(arguments: dict[str, Any]) -> "Application":
     ----------
     arguments
         model: models:/NAME@champion or a folder; and, as for `pthnet serve`: weights, videos (a list), device (cpu or
-        cuda), replicas, cpus. The registry is MLFLOW_TRACKING_URI's.
+        cuda), replicas, cpus. gpus: of each replica on cuda, 1 by default; 0.5 lets two share one. It is not worked out
+        from what the cluster has, which may grow for the replicas. The registry is MLFLOW_TRACKING_URI's.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def build(arguments: dict[str, Any]) -> "Application":
     from tasks.serving import Limits
     from workflows.serve import application
 
-    known = {"model", "weights", "videos", "device", "replicas", "cpus"}
+    known = {"model", "weights", "videos", "device", "replicas", "cpus", "gpus"}
     wrong = sorted(set(arguments) - known)
     if wrong or "model" not in arguments:
         raise ClusterError(
@@ -53,7 +54,7 @@ def build(arguments: dict[str, Any]) -> "Application":
             "max_queued_requests": MAX_WAITING,
             "ray_actor_options": {
                 "num_cpus": float(arguments.get("cpus", 1)),
-                "num_gpus": 1 if device == "cuda" else 0,
+                "num_gpus": float(arguments.get("gpus", 1)) if device == "cuda" else 0,
             },
         },
     )

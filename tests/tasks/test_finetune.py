@@ -13,7 +13,7 @@ from pthnet.emotions import label_map
 from pthnet.errors import ModelError
 from pthnet.frame_models import FrameModel
 from pthnet.losses import ecstfl_loss
-from tasks.finetune import fine_tune, frame_loss
+from tasks.finetune import WithFeatures, fine_tune, frame_loss
 from tasks.finetune_state import FinetuneSettings, FinetuneState
 from tasks.frame_batches import FrameLoader, local_batches
 from tasks.frame_lists import read_frames
@@ -81,6 +81,14 @@ def test_a_resumed_training_ends_where_the_uninterrupted_one_does(drawn, tmp_pat
     assert not resumed.logits[:20].isnan().any()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_goes_on_from_its_file_on_every_device(drawn, tmp_path, device, optimizer):
+    settings = SETTINGS.changed(optimizer=optimizer, lr=1e-3)
+    whole = run(drawn, settings, device=device, on_epoch=lambda state: state.epoch == 2 and state.save(tmp_path))
+    resumed = run(drawn, settings, state=FinetuneState.load(tmp_path), device=device)
+    assert [r["loss"] for r in resumed.history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-3)
+
+
 def test_other_settings_do_not_resume_but_more_epochs_of_step_decay_do(drawn):
     state = run(drawn, SETTINGS.changed(epochs=1))
     with pytest.raises(ModelError, match=r"other settings \(lr\)"):
@@ -131,16 +139,43 @@ def test_the_published_recipes():
     assert cfc.rate(20.0) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_the_loss_is_cross_entropy_plus_gamma_times_ecstfl_over_labelled_samples():
+def test_the_loss_is_cross_entropy_plus_gamma_times_ecstfl_over_labelled_samples(device):
     torch.manual_seed(0)
     logits, features = torch.randn(6, 3), torch.randn(6, 5)
     labels = torch.tensor([0, 1, -1, 2, 0, -1])
     known = labels >= 0
-    total, ce, spread = frame_loss(logits, features, labels, gamma=10.0)
+    total, ce, spread = (part.cpu() for part in frame_loss(logits.to(device), features.to(device), labels, gamma=10.0))
     wanted = torch.nn.functional.cross_entropy(logits[known], labels[known])
     torch.testing.assert_close(ce, wanted)
     torch.testing.assert_close(spread, ecstfl_loss(features[known], labels[known]))
     torch.testing.assert_close(total, ce + 10 * spread)
+
+
+def test_samples_without_a_label_count_in_no_sum(drawn, device):
+    whole = loader(drawn)
+    labels = whole.train_labels.copy()
+    labels[:64:3] = -1
+    some = replace(whole, train_labels=labels)
+    known = np.flatnonzero(labels[:64] >= 0)
+    settings = SETTINGS.changed(epochs=1, lr=0.0)
+    torch.manual_seed(0)
+    model = SMALL.build()
+    record = fine_tune(model, SMALL, settings, some, local_batches(some), device=device).history[0]
+    model.cpu().train()
+    losses, right = [], 0
+    for batch in local_batches(some):
+        if not batch.training or batch.epoch:
+            continue
+        taught = batch.labels >= 0
+        with torch.no_grad():
+            logits, features = WithFeatures(model)(SMALL.pixels(torch.from_numpy(batch.frames)))
+        target = torch.from_numpy(batch.labels[taught])
+        ce = torch.nn.functional.cross_entropy(logits[taught], target)
+        losses.append((float(ce + 10 * ecstfl_loss(features[taught], target)), int(taught.sum())))
+        right += int((logits[taught].argmax(1) == target).sum())
+    assert sum(count for _, count in losses) == len(known)
+    assert record["loss"] == pytest.approx(sum(loss * count for loss, count in losses) / len(known), rel=1e-4)
+    assert record["train_war"] == right / len(known)
 
 
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [1, -1, -1], [2, 2, 2]])

@@ -6,7 +6,7 @@ import torch
 
 from pthnet.slots import sample_slots
 from pthnet.windows import LEVELS, SLOTS
-from tasks.sampling import DeviceTable, Shard, epoch_order, generator_for
+from tasks.sampling import DeviceTable, Shard, epoch_order, generator_for, room_for_features
 from tests.archives import feature_set
 
 CPU = torch.device("cpu")
@@ -30,6 +30,19 @@ def test_noise_reaches_padding_too() -> None:
     x, mask = table.pyramid(torch.arange(20), ("high",), generator=generator_for("cpu", 0), noise=0.0005)["high"]
     padding = x.transpose(1, 2)[~mask]
     assert padding.std() == pytest.approx(0.0005, rel=0.1)
+
+
+@pytest.mark.parametrize("sharers", [1, 2, 3, 4])
+def test_trainings_that_share_a_gpu_leave_each_other_room_whoever_starts_first(sharers: int) -> None:
+    total = 80 << 30
+    at_once = [room_for_features(total, total, reserve=0.6, share=1 / sharers)] * sharers
+    assert sum(at_once) <= 0.6 * total
+    taken = 0.0
+    for _ in range(sharers):
+        mine = room_for_features(int(total - taken), total, reserve=0.6, share=1 / sharers)
+        assert mine == pytest.approx(at_once[0])  # a late one is not worse off
+        taken += mine
+    assert room_for_features(1 << 30, total, reserve=0.6, share=1 / sharers) <= 0.6 * (1 << 30)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])

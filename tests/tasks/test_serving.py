@@ -23,7 +23,7 @@ def matrix(windows: int = 2, dim: int = 16) -> list[list[float]]:
     return np.random.default_rng(0).normal(size=(windows, dim)).tolist()
 
 
-def test_a_request_scores_as_a_prediction_does_in_both_spellings() -> None:
+def test_a_request_scores_as_a_prediction_does_in_both_spellings(device: str) -> None:
     scores, clips = some_scores(BUNDLE, [5, 40, 260])
     asked = []
     for index in range(3):
@@ -40,7 +40,7 @@ def test_a_request_scores_as_a_prediction_does_in_both_spellings() -> None:
         for one in read:
             np.testing.assert_array_equal(one["reverse"], clips["reverse"].features[own])  # type: ignore[index]
         asked.append(read[0])
-    found = Scorer(BUNDLE)(asked)  # type: ignore[arg-type]
+    found = Scorer(BUNDLE, device)(asked)  # type: ignore[arg-type]
     for row, answer in zip(scores.clip["fused"], found, strict=True):
         np.testing.assert_allclose(list(answer["probabilities"].values()), row, atol=1e-5)
         assert answer["expression"] == BUNDLE.classes[row.argmax()]

@@ -27,9 +27,8 @@ BASE = TrainSettings(model=TINY, epochs=4, milestones=(2,), lr=0.05)
 
 
 def run(settings: TrainSettings = BASE, **options: Any) -> TrainState:
-    return train(
-        FEATURES, options.pop("split", SPLIT), settings, table=DeviceTable(FEATURES, torch.device("cpu")), **options
-    )
+    table = DeviceTable(FEATURES, torch.device(options.pop("device", "cpu")))
+    return train(FEATURES, options.pop("split", SPLIT), settings, table=table, **options)
 
 
 def test_the_defaults_are_the_published_procedure() -> None:
@@ -40,8 +39,8 @@ def test_the_defaults_are_the_published_procedure() -> None:
     np.testing.assert_allclose(rates, np.repeat([5e-3, 5e-4, 5e-5, 5e-6], 5))
 
 
-def test_it_learns() -> None:
-    state = run(replace(BASE, epochs=8, milestones=()))
+def test_it_learns(device: str) -> None:
+    state = run(replace(BASE, epochs=8, milestones=()), device=device)
     assert state.history[-1]["loss"] < 0.6 * state.history[0]["loss"]
     assert state.history[-1]["test_uar"] > 0.6
     assert state.logits["test"].shape == (14, 3)

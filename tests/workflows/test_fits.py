@@ -25,9 +25,14 @@ from workflows.fits import Fit, FitPlan, _Display, plan_fits
         (2, [{"CPU": 2}], None, FitPlan(workers=2, cpus=0.5, gpus=0, at_once=2)),  # side by side on two cores
         (2, [{"CPU": 16}], None, FitPlan(workers=2, cpus=4, gpus=0, at_once=2)),
         (10, [{"CPU": 16}], None, FitPlan(workers=2, cpus=1, gpus=0, at_once=8)),
-        (10, [{"CPU": 64, "GPU": 8}], None, FitPlan(workers=1, cpus=8, gpus=1, at_once=8)),
+        (8, [{"CPU": 64, "GPU": 8}], None, FitPlan(workers=1, cpus=8, gpus=1, at_once=8)),
+        (10, [{"CPU": 64, "GPU": 8}], None, FitPlan(workers=1, cpus=6, gpus=0.5, at_once=10)),
+        (2, [{"CPU": 16, "GPU": 1}], None, FitPlan(workers=1, cpus=8, gpus=0.5, at_once=2)),  # launch-bound: share it
+        (3, [{"CPU": 16, "GPU": 1}], 1, FitPlan(workers=1, cpus=5, gpus=0.33, at_once=3)),
+        (2, [{"CPU": 1, "GPU": 1}], None, FitPlan(workers=1, cpus=1, gpus=1, at_once=1)),  # one core to launch from
         (2, [{"CPU": 64, "GPU": 8}], 4, FitPlan(workers=4, cpus=8, gpus=1, at_once=2)),
-        (52, [{"CPU": 4, "GPU": 1}], None, FitPlan(workers=1, cpus=4, gpus=1, at_once=1)),
+        (4, [{"CPU": 64, "GPU": 2}], 2, FitPlan(workers=2, cpus=8, gpus=1, at_once=1)),  # no two ranks on one GPU
+        (52, [{"CPU": 4, "GPU": 1}], None, FitPlan(workers=1, cpus=1, gpus=0.25, at_once=4)),
         (1, [{}, *[{"CPU": 2}] * 4], None, FitPlan(workers=2, cpus=2, gpus=0, at_once=1)),  # none has the 4 to spare
         (1, [{"CPU": 3}, {"CPU": 3}], 3, FitPlan(workers=3, cpus=1, gpus=0, at_once=1)),  # two a node at most
         (2, [{"CPU": 16, "GPU": 4}] * 2 + [{"CPU": 64}], 4, FitPlan(workers=4, cpus=4, gpus=1, at_once=2)),
@@ -55,8 +60,10 @@ def test_all_workers_of_a_plan_can_be_placed_at_once(
     assert plan.cpus > 0
     assert 1 <= plan.at_once <= count
     rooms = [int(node["CPU"] / plan.cpus + 1e-9) for node in nodes]
-    held = [min(room, node["GPU"]) if plan.gpus else room for room, node in zip(rooms, nodes, strict=True)]
+    a_gpu = int(1 / plan.gpus) if plan.gpus else 0
+    held = [min(room, node["GPU"] * a_gpu) if plan.gpus else room for room, node in zip(rooms, nodes, strict=True)]
     assert sum(held) >= plan.workers * plan.at_once
+    assert plan.gpus in (0, 1) or (plan.workers == 1 and 0.25 <= plan.gpus <= 0.5)
 
 
 def test_more_workers_than_devices_are_refused() -> None:

@@ -19,7 +19,7 @@ from tests import videos
 from tests.pipeline import local_ray
 from tests.predicted import small_bundle
 from tests.servers import free_port
-from workflows import serve
+from workflows import serve, serve_app
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,23 @@ def test_a_network_whose_process_dies_is_started_again_and_no_request_is_lost(se
     for process in beside:
         process.kill()
     assert ask(f"{address}/predict", body) == (200, before)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gpus", "expected"),
+    [(1, 1, 1.0), (2, 1, 0.5), (3, 1, 0.33), (2, 2, 1.0), (3, 2, 0.5), (2, 8, 1.0), (2, 0, 1.0)],
+)
+def test_replicas_share_the_gpus_there_are(replicas: int, gpus: int, expected: float) -> None:
+    each = serve.gpus_each(replicas, gpus)
+    assert each == expected
+    if gpus:
+        assert gpus * int(1 / each) >= replicas  # of parts that lie whole on a GPU
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [({}, 0), ({"device": "cuda"}, 1.0), ({"device": "cuda", "replicas": 2, "gpus": 0.5}, 0.5)],
+)
+def test_a_serve_config_says_what_part_of_a_gpu_a_replica_gets(arguments: dict[str, Any], expected: float) -> None:
+    app: Any = serve_app.build({"model": "runs/model", **arguments})
+    assert app._bound_deployment.ray_actor_options["num_gpus"] == expected
