@@ -4,7 +4,9 @@ Only what the one-token attention uses is kept: v and the output map. q and k ha
 weight decay turns into no change, so their initial values are exact at any epoch and are written back on export.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from pthnet.errors import ModelError
 from pthnet.htnet import HTNet, HTNetConfig, Patches
+
+State = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 
 # G models, B batch, P positions of the grid, C channels; tokens are [G, B * P, C], positions row by row
 
@@ -122,8 +126,9 @@ class HTNetStack:
     ----------
     config
         Sizes; `attention` must be "block" and every block must hold one token.
-    state_dicts
-        One published-layout state dict per model; their q and k are remembered, not trained.
+    states
+        One per model: its published-layout state dict, or the pairs of one as `HTNet.initial_parameters` draws them;
+        read side by side in threads. q and k are remembered, not trained.
     device
         Where the stack computes.
 
@@ -135,33 +140,41 @@ class HTNetStack:
     Raises
     ------
     ModelError
-        When an attention block holds several tokens: q and k matter then.
+        When an attention block holds several tokens: q and k matter then. When a state is of another configuration.
     """
 
-    def __init__(
-        self, config: HTNetConfig, state_dicts: Sequence[Mapping[str, Tensor]], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, config: HTNetConfig, states: Sequence[State], device: torch.device | str = "cpu") -> None:
         if any(config.block_side(level) != 1 for level in range(len(config.depths))):
             raise ModelError(
                 "models can be stacked when every attention block holds one token (28 x 28 input); train one by one"
             )
-        self.config, self.models = config, len(state_dicts)
-        self._frozen = [
-            {name: value[: 2 * len(value) // 3].clone() for name, value in state.items() if ".to_qkv." in name}
-            for state in state_dicts
-        ]
-        self._shapes = {name: value.shape for name, value in state_dicts[0].items()}
+        self.config, self.models = config, len(states)
+        with torch.device("meta"):
+            plan = HTNet(config).state_dict()
+        self._shapes = {name: value.shape for name, value in plan.items()}
+        self._frozen: list[dict[str, Tensor]] = [{} for _ in states]
         self.parameters: dict[str, Tensor] = {}
-        for name in self._shapes:
-            values = torch.stack([state[name] for state in state_dicts])
-            if ".to_qkv." in name:
-                name, values = name.replace("to_qkv", "to_v"), values[:, 2 * values.shape[1] // 3 :]
-            if values.ndim == 5 and values.shape[-1] == 1:
-                values = values.flatten(2)  # a 1x1 convolution is a matrix [G, out, in]
-            elif values.ndim == 5 and values.shape[-1] == 3:
-                values = values.permute(0, 1, 3, 4, 2)  # channels last, [G, out, 3, 3, in]
-            self.parameters[name] = values.to(device).contiguous().requires_grad_()
+        for name, value in plan.items():
+            trained = _laid_out(_of_v(value) if ".to_qkv." in name else value)
+            self.parameters[name.replace("to_qkv", "to_v")] = torch.empty(self.models, *trained.shape, device=device)
+        with ThreadPoolExecutor(min(self.models, _threads(device))) as pool:
+            list(pool.map(self._load, range(self.models), states))
+        for parameter in self.parameters.values():
+            parameter.requires_grad_()
         self._patches = Patches(config.patch_size)
+
+    def _load(self, model: int, state: State) -> None:
+        """Copy one model to its place, tensor by tensor: of one that is still being drawn no more is ever held."""
+        missing = dict(self._shapes)
+        for name, value in state.items() if isinstance(state, Mapping) else state:
+            if value.shape != missing.pop(name, None):
+                raise ModelError(f"{name} {list(value.shape)} has no place in a model of {self.config}")
+            if ".to_qkv." in name:
+                self._frozen[model][name] = value[: 2 * len(value) // 3].clone()
+                name, value = name.replace("to_qkv", "to_v"), _of_v(value)
+            self.parameters[name][model].copy_(_laid_out(value))
+        if missing:
+            raise ModelError(f"a state dict lacks {', '.join(missing)}; give whole models")
 
     def patches(self, images: Tensor) -> Tensor:
         """Images [N, 3, S, S] -> patches [N, P, 3 p p]; cut once, used by every model and epoch."""
@@ -235,9 +248,22 @@ class HTNetStack:
 
 def stack_of(config: HTNetConfig, seeds: Sequence[int], device: torch.device | str = "cpu") -> HTNetStack:
     """Freshly initialised models, one per seed; the same seeds give the same models on any machine."""
-    states = []
-    for seed in seeds:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            states.append(HTNet(config).state_dict())
-    return HTNetStack(config, states, device)
+    with torch.device("meta"):
+        model = HTNet(config)
+    return HTNetStack(config, [model.initial_parameters(seed) for seed in seeds], device)
+
+
+def _of_v(to_qkv: Tensor) -> Tensor:
+    return to_qkv[2 * len(to_qkv) // 3 :]
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    """A published tensor as the stack computes with it: 1x1 convolutions as matrices, 3x3 ones channels last."""
+    if value.ndim == 4:
+        return value.flatten(1) if value.shape[-1] == 1 else value.permute(0, 2, 3, 1)  # [out, in] or [out, 3, 3, in]
+    return value
+
+
+def _threads(device: torch.device | str) -> int:
+    """That fill a stack: the cores this process reckons with, on a GPU, which then waits for them, all it may use."""
+    return torch.get_num_threads() if torch.device(device).type == "cpu" else len(os.sched_getaffinity(0))

@@ -47,12 +47,23 @@ def fastest_exact_matmul(device: torch.device | str = "cpu") -> Iterator[str]:
 @contextmanager
 def exact_float32(device: torch.device | str) -> Iterator[None]:
     """Within the block float32 on CUDA is float32: no TF32, which PyTorch lets convolutions use. Elsewhere nothing."""
+    with float32_on_cuda(device, tf32=False):
+        yield
+
+
+@contextmanager
+def float32_on_cuda(device: torch.device | str, *, tf32: bool) -> Iterator[None]:
+    """Within the block all float32 products and convolutions on CUDA are exact, or all may use TF32; else nothing.
+
+    TF32 keeps 10 of float32's 23 bits of mantissa. PyTorch's own default is neither: TF32 in convolutions alone.
+    """
     if torch.device(device).type != "cuda":
         yield
         return
+    # not the newer `fp32_precision`: once it was set, get_float32_matmul_precision raises
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from tasks.loso_data import Fold
 from tasks.loso_train import FoldOutcome
 
 RUN_FILE = "run.json"
+LATER_OPTIONS = {"tf32": False}  # option -> what runs from before there was one did
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,11 @@ class LosoStudy:
     published: Mapping[str, PublishedScore] = field(default_factory=dict)
 
 
+def identity_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a run from others: its settings but those that say what was always done before one could choose."""
+    return {key: value for key, value in settings.items() if (key, value) not in LATER_OPTIONS.items()}
+
+
 def open_run(out: Path, study: LosoStudy, *, fresh: bool = False) -> dict[int, FoldOutcome]:
     """Claim `out` for the study and return the folds that are finished there.
 
@@ -66,9 +72,10 @@ def open_run(out: Path, study: LosoStudy, *, fresh: bool = False) -> dict[int, F
     StorageError
         When another study is in `out`, and `fresh` does not say to drop it.
     """
-    wanted = json.loads(json.dumps(dict(study.settings)))
-    held = _read(out / RUN_FILE)
-    if held is not None and not fresh and held != wanted:
+    settings = json.loads(json.dumps(dict(study.settings)))
+    before = _read(out / RUN_FILE)
+    held, wanted = identity_of(before or {}), identity_of(settings)
+    if before is not None and not fresh and held != wanted:
         changed = sorted(key for key in {*held, *wanted} if held.get(key) != wanted.get(key))
         raise StorageError(
             f"{out} holds a run with another {', '.join(changed)}; choose another --out, or drop it with --fresh"
@@ -76,7 +83,7 @@ def open_run(out: Path, study: LosoStudy, *, fresh: bool = False) -> dict[int, F
     if fresh:
         for path in (out / "folds").glob("*.json"):
             path.unlink()
-    _write(out / RUN_FILE, json.dumps(wanted, indent=1).encode())
+    _write(out / RUN_FILE, json.dumps(settings, indent=1).encode())
     done = {}
     for fold in study.folds:
         record = _read(_fold_path(out, fold.number, fold.subject))

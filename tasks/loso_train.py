@@ -18,7 +18,7 @@ from torch import Tensor
 from pthnet.errors import ModelError
 from pthnet.htnet import HTNet, HTNetConfig
 from pthnet.htnet_stack import HTNetStack, stack_of
-from pthnet.matmul import fastest_exact_matmul
+from pthnet.matmul import fastest_exact_matmul, float32_on_cuda
 from tasks.loso_data import Fold
 
 Report = Callable[[int, float], None]  # epoch (from 1), mean loss of the group
@@ -39,6 +39,9 @@ class LosoSettings:
     selection
         "last": the last epoch predicts. "best-on-test": the first epoch with the most right answers on the left-out
         subject, as the published scores do it; such scores are chosen on test data.
+    tf32
+        Let a GPU that has TF32 round the factors of all matrix products and convolutions to its 10 bits of mantissa,
+        several times faster than float32; False: float32 everywhere. A CPU ignores it.
     """
 
     config: HTNetConfig = field(default_factory=HTNetConfig)
@@ -47,6 +50,7 @@ class LosoSettings:
     learning_rate: float = 5e-5
     seed: int = 0
     selection: Literal["last", "best-on-test"] = "last"
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
@@ -104,17 +108,32 @@ def epoch_order(seed: int, fold: int, epoch: int, size: int) -> NDArray[np.int64
 
 
 def folds_at_once(config: HTNetConfig, device: torch.device, batch_size: int = 256) -> int:
-    """Folds in one stack: two on a CPU, on a GPU what an estimate of their memory fits into 60 % of it.
+    """Folds in one stack: two on a CPU, on a GPU as many as `bytes_of_fold` fits into three quarters of its memory.
 
     On a CPU stacks of one, two and four differed by no more than the noise of a busy machine; small ones resume finer.
     """
     if device.type != "cuda":
         return 2
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(1, int(0.75 * memory / bytes_of_fold(config, batch_size)))
+
+
+def bytes_of_fold(config: HTNetConfig, batch_size: int) -> int:
+    """Memory that one more fold in a stack takes: 2.3 GB with the published sizes.
+
+    Four times what is trained (weights, gradients, Adam's two moments), and what a step keeps for its way back, in
+    floats per token and channel: 15 of a layer (x and its norm, plain and scaled, twice each; v; the hidden layer
+    before and after GELU, four each; the sum before the perceptron counts as its x), 17 of a 3x3 convolution (nine
+    neighbours; output and its norm, plain and scaled, and the pooled maps, two each).
+    """
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in HTNet(config).parameters())
-    tokens = batch_size * config.grid**2
-    bytes_each = 16 * parameters + 4 * tokens * config.dim * 14 * sum(config.depths)
-    return max(1, int(0.6 * torch.cuda.get_device_properties(device).total_memory / bytes_each))
+        named = HTNet(config).named_parameters()
+        trained = sum(p.numel() // 3 if ".to_qkv." in name else p.numel() for name, p in named)
+    kept = 0
+    for level, depth in enumerate(config.depths):
+        last = level == len(config.depths) - 1
+        kept += (config.grid >> level) ** 2 * (config.dim << level) * (15 * depth + (0 if last else 17))
+    return 4 * (4 * trained + batch_size * kept)
 
 
 def train_folds(
@@ -154,7 +173,8 @@ def train_folds(
             batches = [-(-len(fold.train) // settings.batch_size) for fold in folds]
             for number in sorted(set(batches)):
                 together = [fold for fold, count in zip(folds, batches, strict=True) if count == number]
-                done = _train_stack(x, y, together, settings, report, keep_weights)
+                with float32_on_cuda(device, tf32=settings.tf32):
+                    done = _train_stack(x, y, together, settings, report, keep_weights)
                 runs.update(zip((fold.number for fold in together), done, strict=True))
         else:
             for fold in folds:
@@ -191,10 +211,16 @@ def _outcome(fold: Fold, run: Run, seconds: float) -> FoldOutcome:
 def train_alone(
     images: Tensor, labels: Tensor, fold: Fold, settings: LosoSettings, report: Report | None = None, keep: bool = False
 ) -> Run:
-    """One model, the plain way: the published module, PyTorch's Adam as it comes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold_seed(settings.seed, fold.number))
-        model = HTNet(settings.config).to(images.device)
+    """`train_plainly` with the precision on a GPU that the settings name."""
+    with float32_on_cuda(images.device, tf32=settings.tf32):
+        return train_plainly(images, labels, fold, settings, report, keep)
+
+
+def train_plainly(
+    images: Tensor, labels: Tensor, fold: Fold, settings: LosoSettings, report: Report | None = None, keep: bool = False
+) -> Run:
+    """One model, the plain way: the published module, PyTorch's Adam and its precision as they come."""
+    model = HTNet.seeded(settings.config, fold_seed(settings.seed, fold.number)).to(images.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     test = torch.from_numpy(fold.test).to(images.device)
     run = Run()
@@ -232,8 +258,7 @@ def _train_stack(
     sizes = np.array([len(fold.train) for fold in folds])
     for epoch in range(settings.epochs):
         total = torch.zeros(models, device=device)
-        for rows, weights in _batches(folds, settings, epoch):
-            index, weight = torch.from_numpy(rows).to(device), torch.from_numpy(weights).to(device)  # [G, B]
+        for index, weight in _batches_on(device, folds, settings, epoch):  # [G, B] each
             optimizer.zero_grad()
             each = F.cross_entropy(stack(patches[index]).flatten(0, 1), labels[index].flatten(), reduction="none")
             losses = (each.reshape(models, -1) * weight).sum(1)  # a mean over each model's own batch
@@ -251,6 +276,26 @@ def _train_stack(
         for number, run in enumerate(runs):
             run.weights = stack.state_dict(number)
     return runs
+
+
+def _batches_on(
+    device: torch.device, folds: Sequence[Fold], settings: LosoSettings, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`_batches` on the device, an epoch's in one copy of the rows and one of the weights."""
+    parts = list(_batches(folds, settings, epoch))
+    sizes = [rows.size for rows, _ in parts]
+    flat = [np.concatenate([part.ravel() for part in column]) for column in zip(*parts, strict=True)]
+    rows, weights = (_upload(column, device).split(sizes) for column in flat)
+    for index, weight in zip(rows, weights, strict=True):
+        yield index.view(len(folds), -1), weight.view(len(folds), -1)
+
+
+def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """On a GPU without waiting for it: from pinned memory, which PyTorch holds until the copy is done."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _batches(

@@ -33,6 +33,7 @@ def plan_fanout(
     at_once: int | None,
     cpus: int,
     gpus: float | None,
+    share: float = 1.0,
     fits: Callable[[float], int],
 ) -> FanOut:
     """Group the folds so that every slot of the cluster gets work.
@@ -46,13 +47,13 @@ def plan_fanout(
     at_once
         Folds in one task; None takes what `fits(gpus)` says, and fewer when slots would stay idle.
     cpus, gpus
-        Of one task; gpus None takes one GPU where there are any, a fraction lets several tasks share one.
+        Of one task; a fraction lets several tasks share a GPU. gpus None takes `share` of one where there are any.
     """
     from cluster.errors import ClusterError
 
     total = {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
     if gpus is None:
-        gpus = 1.0 if total["GPU"] >= 1 else 0.0
+        gpus = share if total["GPU"] >= 1 else 0.0
     if cpus < 1 or gpus < 0 or (at_once is not None and at_once < 1):
         raise ClusterError(
             "--cpus-per-task and --folds-at-once are at least 1, --gpus-per-task at least 0; "
@@ -64,7 +65,9 @@ def plan_fanout(
             "lower --cpus-per-task or --gpus-per-task"
         )
     if at_once is None:
-        slots = int(total["GPU"] / gpus) if gpus else int(total["CPU"] // cpus)
+        slots = int(total["CPU"] // cpus)
+        if gpus:
+            slots = min(slots, int(total["GPU"] / gpus))
         at_once = max(1, min(fits(gpus), -(-folds // max(slots, 1))))
     return FanOut(at_once=at_once, cpus=cpus, gpus=gpus)
 

@@ -51,6 +51,26 @@ def test_fast_path_has_the_same_gradients_and_none_for_q_and_k(golden):
             assert torch.count_nonzero(full[: 2 * len(full) // 3]) == 0, "one token's softmax is constant"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        replace(SMALL, dim=7, attention="grid"),
+        HTNetConfig(dim=10, depths=(2, 1, 1, 1), image_size=56, attention="block-full", dropout=0.1, num_classes=5),
+    ],
+)
+def test_seeded_models_are_those_of_pytorchs_own_generator_to_the_bit(config):
+    untouched = torch.get_rng_state()
+    seeded = HTNet.seeded(config, 3)
+    assert torch.equal(torch.get_rng_state(), untouched)
+    torch.manual_seed(3)
+    expected = HTNet(config).state_dict()
+    assert list(seeded.state_dict()) == list(expected)
+    for name, value in seeded.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert all(parameter.requires_grad for parameter in seeded.parameters())
+
+
 def test_grid_attention_lets_one_face_part_change_how_another_is_read():
     torch.manual_seed(0)
     images = torch.rand(1, 3, 28, 28, requires_grad=True)

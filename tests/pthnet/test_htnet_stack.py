@@ -9,7 +9,7 @@ from pthnet import matmul
 from pthnet.errors import ModelError
 from pthnet.htnet import HTNet, HTNetConfig
 from pthnet.htnet_stack import HTNetStack, stack_of
-from pthnet.matmul import FLOAT32_ERROR, fastest_exact_matmul
+from pthnet.matmul import FLOAT32_ERROR, fastest_exact_matmul, float32_on_cuda
 
 SMALL = HTNetConfig(dim=12, depths=(1, 1, 2))
 FULL = HTNetConfig(dim=12, depths=(1, 1, 2), attention="block-full")
@@ -80,6 +80,35 @@ def test_stacks_whose_blocks_hold_several_tokens_are_refused():
     config = HTNetConfig(dim=12, depths=(1, 1, 1), attention="grid")
     with pytest.raises(ModelError, match="one token"):
         HTNetStack(config, [HTNet(config).state_dict()])
+
+
+def test_a_stack_of_seeds_is_one_of_the_seeded_models_to_the_bit(device):
+    stack = stack_of(SMALL, [4, 5, 6], device)
+    for model, seed in enumerate([4, 5, 6]):
+        expected = HTNet.seeded(SMALL, seed).state_dict()
+        found = stack.state_dict(model)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in stack.parameters.values())
+
+
+def test_states_of_another_configuration_are_refused():
+    state = HTNet(SMALL).state_dict()
+    with pytest.raises(ModelError, match=r"lacks layers\.0\.0\.pos_emb"):
+        HTNetStack(SMALL, [state, {name: value for name, value in state.items() if name != "layers.0.0.pos_emb"}])
+    with pytest.raises(ModelError, match="no place"):
+        HTNetStack(HTNetConfig(dim=6, depths=(1, 1, 2)), [state])
+
+
+@pytest.mark.parametrize(("tf32", "products"), [(False, "highest"), (True, "high")])
+def test_float32_on_a_gpu_is_exact_or_tf32_in_products_and_convolutions_alike(tf32, products):
+    before = torch.backends.cudnn.allow_tf32
+    with float32_on_cuda("cuda", tf32=tf32):
+        assert torch.get_float32_matmul_precision() == products
+        assert torch.backends.cudnn.allow_tf32 is tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32 is before
+    with float32_on_cuda("cpu", tf32=tf32):
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_faster_product_is_taken_only_where_it_is_exact_and_given_back():

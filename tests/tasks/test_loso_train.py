@@ -1,20 +1,25 @@
 """Folds trained together are the folds trained alone, and their report is the pooled one."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from pthnet.errors import ModelError
 from pthnet.htnet import HTNet, HTNetConfig
+from pthnet.htnet_stack import stack_of
 from pthnet.metrics import scores
 from pthnet.micro_expressions import CLASSES, HTNET_PUBLISHED
 from storage.errors import StorageError
+from tasks import loso_train
 from tasks.loso_data import leave_one_out
 from tasks.loso_report import summarize, table_rows, write_report
 from tasks.loso_results import LosoStudy, open_run, save_outcome
-from tasks.loso_train import FoldOutcome, LosoSettings, train_folds
+from tasks.loso_train import FoldOutcome, LosoSettings, bytes_of_fold, folds_at_once, train_folds
 
 CONFIG = HTNetConfig(dim=6, depths=(1, 1, 1))
 SETTINGS = LosoSettings(config=CONFIG, epochs=4, batch_size=8, learning_rate=1e-3)
@@ -82,6 +87,60 @@ def test_a_loss_that_explodes_is_named_with_its_subject(samples):
     broken[:] = np.inf
     with pytest.raises(ModelError, match="loss of subject a is no longer finite; lower --lr"):
         train_folds(broken, labels, leave_one_out(subjects)[:1], SETTINGS)
+
+
+def test_tf32_is_allowed_where_the_settings_say_so_and_only_while_training(samples, monkeypatch):
+    images, labels, subjects = samples
+    asked = []
+
+    @contextmanager
+    def listen(device, *, tf32):
+        asked.append(tf32)
+        yield
+
+    monkeypatch.setattr(loso_train, "float32_on_cuda", listen)
+    folds, once = leave_one_out(subjects)[:1], replace(SETTINGS, epochs=1)
+    for config in (CONFIG, replace(CONFIG, attention="grid")):  # a stack, and one by one
+        for tf32 in (False, True):
+            train_folds(images, labels, folds, replace(once, config=config, tf32=tf32))
+    assert asked == [False, True, False, True]
+
+
+def test_folds_have_the_same_losses_on_every_device(samples, device):
+    images, labels, subjects = samples
+    folds = leave_one_out(subjects)
+    for config in (CONFIG, replace(CONFIG, attention="block-full")):
+        settings = replace(SETTINGS, config=config, selection="best-on-test")
+        here, there = (train_folds(images, labels, folds, settings, device=where) for where in ("cpu", device))
+        for one, other in zip(here, there, strict=True):
+            np.testing.assert_allclose(other.losses, one.losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("config", "batch"), [(HTNetConfig(dim=24), 64), (HTNetConfig(dim=48, depths=(1, 1, 2)), 128)])
+def test_the_estimated_memory_of_a_fold_is_what_a_step_holds(config, batch):
+    stack = stack_of(config, [0, 1])
+    trained = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in stack.parameters.values()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    patches = torch.rand(2, batch, config.grid**2, 3 * config.patch_size**2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = stack(patches)
+    assert logits.requires_grad
+    held = 4 * sum(part.nbytes() for part in trained.values())
+    held += sum(part.nbytes() for address, part in kept.items() if address not in trained)
+    assert bytes_of_fold(config, batch) == pytest.approx(held / 2, rel=0.05)
+
+
+def test_a_gpu_takes_the_folds_that_three_quarters_of_its_memory_hold(monkeypatch):
+    memory = SimpleNamespace(total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert folds_at_once(HTNetConfig(), torch.device("cuda")) == 25
+    assert folds_at_once(HTNetConfig(), torch.device("cuda"), batch_size=100_000) == 1
+    assert folds_at_once(HTNetConfig(), torch.device("cpu")) == 2
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 0}, {"learning_rate": 0.0}, {"selection": "best"}])
@@ -163,6 +222,13 @@ def test_finished_folds_are_found_again_under_the_same_settings_only(study, tmp_
     changed = study_of([0, 0, 1, 1, 0, 2], list("aabbcd"), ["SMIC"] * 4 + ["SAMM"] * 2, lr=1)
     with pytest.raises(StorageError, match="another lr; choose another --out, or drop it with --fresh"):
         open_run(tmp_path, changed)
+    exact, tf32 = (
+        study_of([0, 0, 1, 1, 0, 2], list("aabbcd"), ["SMIC"] * 4 + ["SAMM"] * 2, tf32=value) for value in (False, True)
+    )
+    assert list(open_run(tmp_path, exact)) == [1], "a run from before there was TF32 is one without"
+    assert list(open_run(tmp_path, study)) == [1]
+    with pytest.raises(StorageError, match="another tf32"):
+        open_run(tmp_path, tf32)
     assert open_run(tmp_path, changed, fresh=True) == {}
     (tmp_path / "folds" / "001-a.json").write_text("{")
     with pytest.raises(StorageError, match="damaged"):

@@ -81,9 +81,10 @@ def test_the_same_command_again_trains_nothing_and_another_setting_is_refused(
     assert run(arguments(micro, trained, "--epochs", "30", "--lr", "1e-3", "--no-track", "--json")) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["subjects"] == 6
+    assert json.loads(said.out)["settings"]["tf32"] is False
     assert {path: path.stat().st_mtime_ns for path in (trained / "folds").iterdir()} == before
-    assert run(arguments(micro, trained, "--epochs", "31")) == 2
-    assert "another epochs, learning_rate; choose another --out" in capsys.readouterr().err
+    assert run(arguments(micro, trained, "--epochs", "31", "--tf32")) == 2
+    assert "another epochs, learning_rate, tf32; choose another --out" in capsys.readouterr().err
 
 
 def test_best_on_test_is_only_when_asked_and_named_so(
@@ -168,6 +169,11 @@ def test_folds_are_grouped_so_that_no_slot_of_the_cluster_is_idle() -> None:
     plan = plan_fanout(68, {"CPU": 64.0, "GPU": 4.0}, at_once=None, cpus=1, gpus=0.5, fits=lambda gpus: int(60 * gpus))
     assert plan.at_once == 9, "eight half GPUs share 68 folds"
     assert sorted(len(group) for group in group_folds(folds, plan.at_once)) == [8] * 4 + [9] * 4
+    plan = plan_fanout(68, {"CPU": 2.0, "GPU": 1.0}, at_once=None, cpus=1, gpus=0.25, fits=lambda gpus: int(160 * gpus))
+    assert plan.at_once == 34, "of four quarters of a GPU two have a core"
+    for gpus, expected in (({"GPU": 2.0}, 0.25), ({}, 0.0)):
+        plan = plan_fanout(68, {"CPU": 64.0, **gpus}, at_once=None, cpus=1, gpus=None, share=0.25, fits=lambda gpus: 1)
+        assert plan.gpus == expected
     assert [fold.number for group in group_folds(folds, 5) for fold in group] == list(range(68))
     with pytest.raises(ClusterError, match="lower --cpus-per-task"):
         plan_fanout(68, {"CPU": 2.0}, at_once=None, cpus=4, gpus=None, fits=lambda gpus: 1)
