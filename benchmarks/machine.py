@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -17,7 +18,7 @@ def machine() -> str:
     import torch
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray") if find_spec(name))
     cores = len(os.sched_getaffinity(0))
     return (
         f"{_processor()}, {cores} cores{gpu}; Python {platform.python_version()}, {versions}; "

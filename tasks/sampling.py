@@ -32,11 +32,16 @@ class Shard:
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
 
+def seed_generator(generator: torch.Generator, *key: int) -> None:
+    """Begin a stream that depends on all numbers of the key."""
+    state = np.random.SeedSequence([number % 2**32 for number in key]).generate_state(2, np.uint32)
+    generator.manual_seed((int(state[0]) << 31) ^ int(state[1]))
+
+
 def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
     """A generator on the device whose stream depends on all numbers of the key."""
-    state = np.random.SeedSequence([number % 2**32 for number in key]).generate_state(2, np.uint32)
     generator = torch.Generator(device)
-    generator.manual_seed((int(state[0]) << 31) ^ int(state[1]))
+    seed_generator(generator, *key)
     return generator
 
 

@@ -18,9 +18,10 @@ from pthnet.pth_net import PTHNet
 from tasks.checkpoints import TrainState, load_state, save_state
 from tasks.evaluate import logits_of
 from tasks.feature_set import FeatureSet, Split
-from tasks.sampling import DeviceTable, Shard, epoch_order, generator_for
+from tasks.sampling import DeviceTable, Shard, epoch_order
 from tasks.shard_loss import ModelWithLoss, inverse_frequency
 from tasks.train_settings import TrainSettings
+from tasks.train_steps import Steps
 
 
 def build_model(settings: TrainSettings, features: FeatureSet, rows: np.ndarray) -> PTHNet:
@@ -53,6 +54,7 @@ def train(
     state: TrainState | None = None,
     on_epoch: Callable[[TrainState], None] = lambda state: None,
     on_step: Callable[[float], None] | None = None,
+    replay: bool = True,
 ) -> TrainState:
     """Train until the last epoch, or until patience ends.
 
@@ -71,6 +73,8 @@ def train(
         Called after every epoch with the state so far.
     on_step : callable, optional
         Called with the loss of every step (this worker's share of it); costs a device synchronisation.
+    replay : bool
+        Let a GPU record a step and replay it, see `tasks.train_steps`.
 
     Raises
     ------
@@ -95,7 +99,8 @@ def train(
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
         [p for _, p in named],
-        lr=settings.lr,
+        # a tensor where steps are recorded, which would keep a number for ever
+        lr=torch.tensor(settings.lr, device=device) if device.type == "cuda" else settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         fused=True,
@@ -108,14 +113,21 @@ def train(
         average = PTHNet(settings.model).to(device)
         average.load_state_dict(state.ema or model.state_dict())
 
+    steps = Steps(module, model, average, table, settings, optimizer, shard, replay=replay)
     while state.epoch < settings.epochs and not (settings.patience and state.stale >= settings.patience):
         began = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate(state.epoch)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(settings.rate(state.epoch))
+            else:
+                group["lr"] = settings.rate(state.epoch)
+        labels = features.labels[split.train]
+        order = epoch_order(split.train, labels, settings.balanced, settings.seed, state.epoch, 0)
         with fastest_exact_matmul(device):
-            sums, seen = _train_epoch(
-                module, model, average, table, features, split, settings, optimizer, shard, state.epoch, on_step
-            )
+            counted = steps.epoch(order, state.epoch, on_step)
+        if shard.world > 1:
+            torch.distributed.all_reduce(counted)
+        sums, seen = counted.tolist(), len(order)
         seconds = time.perf_counter() - began
         if not np.isfinite(sums).all():
             raise ModelError(
@@ -139,56 +151,6 @@ def train(
         state.history.append(record)
         on_epoch(state)
     return state
-
-
-def _train_epoch(
-    module: nn.Module,
-    model: PTHNet,
-    average: PTHNet | None,
-    table: DeviceTable,
-    features: FeatureSet,
-    split: Split,
-    settings: TrainSettings,
-    optimizer: torch.optim.Optimizer,
-    shard: Shard,
-    epoch: int,
-    on_step: Callable[[float], None] | None,
-) -> tuple[list[float], int]:
-    """One pass over the training clips: what `ModelWithLoss` counts, summed over workers, and the number of clips."""
-    device = table.device
-    generator = generator_for(device, settings.seed, epoch, 1)
-    order = epoch_order(split.train, features.labels[split.train], settings.balanced, settings.seed, epoch, 0)
-    drops = [part for part in model.modules() if hasattr(part, "draws")] if settings.model.drop_path else []
-    sums = torch.zeros(6, device=device)
-    for rows in torch.from_numpy(order).to(device).split(settings.batch):
-        mine = shard.slice(len(rows))
-        keep = mine if mine.stop > mine.start else slice(0, 1)  # an empty shard still takes part in DDP's reductions
-        pyramid = table.pyramid(rows, settings.levels, generator=generator, noise=settings.noise, keep=keep)
-        if drops:
-            draws = torch.rand((len(drops), len(rows), len(settings.levels)), generator=generator, device=device)
-            for part, drawn in zip(drops, draws, strict=True):
-                part.draws = drawn[keep]
-        loss, share = module(pyramid, table.labels[rows[keep]], len(rows))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        sums += share
-        if average is not None:
-            _blend(average, model, settings.ema)
-        if on_step is not None:
-            on_step(float(loss.detach()))
-    for part in drops:
-        part.draws = None  # type: ignore[assignment]
-    if shard.world > 1:
-        torch.distributed.all_reduce(sums)
-    return sums.tolist(), len(order)
-
-
-@torch.no_grad()
-def _blend(average: PTHNet, model: PTHNet, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for kept, new in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(new)
 
 
 def _score_epoch(
