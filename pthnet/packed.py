@@ -1,7 +1,7 @@
 """Layers over packed time: levels joined end to end along one axis, [B, T, C], and kept apart where they must be."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -51,17 +51,70 @@ class Layout:
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over each level's slots, padding included: [B, T, ...] -> [B, L, ...]."""
-        return torch.stack([part.mean(1) for part in x.split(self.lengths, 1)], 1)
+        if x.device.type == "cpu":
+            return torch.stack([part.mean(1) for part in x.split(self.lengths, 1)], 1)
+        return _mixed(_averages(self, x.dtype), x)
 
     def spread(self, per_level: Tensor) -> Tensor:
         """Repeat a level's row over its slots: [B, L, ...] -> [B, T, ...]."""
         if len(self.levels) == 1:
             return per_level
-        return per_level.index_select(1, self.level_of)
+        if per_level.device.type == "cpu":
+            return per_level.index_select(1, self.level_of)
+        return _mixed(_members(self, per_level.dtype), per_level)
 
     def attend(self, mask: Tensor) -> Tensor:
         """Who may look at whom, [B, 1, T, T]: the valid slots of the own level."""
         return (mask[:, None, :] & self.same)[:, None]
+
+
+# On a GPU what counts is how many kernels there are, not how much each does: there sums and copies within levels are
+# products with small constant matrices, one kernel in either direction.
+
+
+def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
+    """A matrix [S, T] times x [B, T, ...] along its second axis, in x's own precision: [B, S, ...]."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+@lru_cache(maxsize=64)
+def _members(layout: Layout, dtype: torch.dtype) -> Tensor:
+    """[T, L]: 1 where a slot is of a level."""
+    with torch.inference_mode(False):
+        return F.one_hot(layout.level_of, len(layout.levels)).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _averages(layout: Layout, dtype: torch.dtype) -> Tensor:
+    """[L, T]: what every slot contributes to its level's mean."""
+    with torch.inference_mode(False):
+        members = F.one_hot(layout.level_of, len(layout.levels)).double()
+        return (members / members.sum(0)).T.to(dtype).contiguous()
+
+
+@lru_cache(maxsize=64)
+def _places(layout: Layout, kernels: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where the taps of kernels, the levels' one after the other and that as often as there are parts, act.
+
+    Returns
+    -------
+    Tensor [5 T, sum of kernels]
+        1 where a tap acts at a distance of -2..2 on a slot, of its level, from one within the level.
+    Tensor [T, number of kernels]
+        1 where a kernel, or its bias, acts on a slot.
+    """
+    with torch.inference_mode(False):
+        level_of, inside = layout.level_of, layout.inside[..., 0]
+        columns = []
+        for number, kernel in enumerate(kernels):
+            there = (level_of == number % len(layout.levels)).to(inside)
+            for tap in range(REACH - kernel // 2, REACH + kernel // 2 + 1):
+                column = torch.zeros_like(inside)  # [5, T]
+                column[tap] = inside[tap] * there
+                columns.append(column.flatten())
+        owners = [(level_of == number % len(layout.levels)) for number in range(len(kernels))]
+        return torch.stack(columns, 1).to(dtype), torch.stack(owners, 1).to(dtype)
 
 
 class _Taps(torch.autograd.Function):
@@ -132,19 +185,34 @@ class LevelDepthwise(nn.ModuleDict):
     @staticmethod
     def summed(x: Tensor, layout: Layout, *parts: "LevelDepthwise") -> Tensor:
         """Sum of the parts' outputs in one pass: convolutions of one input add up to one with summed kernels."""
-        kernels, biases = [], []
-        for level in layout.levels:
-            kernel, bias = x.new_zeros(()), x.new_zeros(())
-            for part in parts:
-                weight = cast(Depthwise, part[level]).weight
-                side = REACH - len(weight) // 2
-                kernel = kernel + F.pad(weight, (0, 0, side, side))
-                bias = bias + cast(Tensor, part[level].bias)
-            kernels.append(kernel)
-            biases.append(bias)
-        packed = layout.spread(torch.stack(kernels, 1)) * layout.inside  # [K, T, C]
-        spread_bias = layout.spread(torch.stack(biases)[None])  # [1, T, C]
-        return _Taps.apply(x, packed.to(x.dtype)) + spread_bias.to(x.dtype)
+        convolutions = [cast(Depthwise, part[level]) for part in parts for level in layout.levels]
+        pack = _packed_by_level if x.device.type == "cpu" else _packed_at_once
+        kernels, biases = pack(convolutions, layout)
+        return _Taps.apply(x, kernels.to(x.dtype)) + biases.to(x.dtype)
+
+
+def _packed_by_level(convolutions: Sequence[Depthwise], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Summed kernels [5, T, C] and biases [1, T, C] of convolutions, the levels' one after the other, part by part."""
+    kernels, biases = [], []
+    for level in range(len(layout.levels)):
+        kernel, bias = convolutions[0].weight.new_zeros(()), convolutions[0].weight.new_zeros(())
+        for convolution in convolutions[level :: len(layout.levels)]:
+            side = REACH - len(convolution.weight) // 2
+            kernel = kernel + F.pad(convolution.weight, (0, 0, side, side))
+            bias = bias + cast(Tensor, convolution.bias)
+        kernels.append(kernel)
+        biases.append(bias)
+    return layout.spread(torch.stack(kernels, 1)) * layout.inside, layout.spread(torch.stack(biases)[None])
+
+
+def _packed_at_once(convolutions: Sequence[Depthwise], layout: Layout) -> tuple[Tensor, Tensor]:
+    """The same by two products, for GPUs."""
+    weights = torch.cat([convolution.weight for convolution in convolutions])  # [sum of kernels, C]
+    biases = torch.stack([cast(Tensor, convolution.bias) for convolution in convolutions])
+    kernels = tuple(len(convolution.weight) for convolution in convolutions)
+    taps, owners = _places(layout, kernels, weights.dtype)
+    with torch.autocast(weights.device.type, enabled=False):
+        return (taps @ weights).unflatten(0, (2 * REACH + 1, -1)), (owners @ biases)[None]
 
 
 def worth_computing(mask: Tensor, reach: int = 0) -> Tensor | None:

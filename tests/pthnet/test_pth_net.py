@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from pthnet import packed
 from pthnet.errors import ModelError
 from pthnet.losses import pyramid_loss
 from pthnet.packed import ROWS, DropPath, Layout, worth_computing
 from pthnet.pth_net import FusedPTHNet, PTHNet, PTHNetConfig, flops
 from pthnet.published import load_pthnet, published_layout
-from pthnet.windows import LEVELS
+from pthnet.windows import LEVELS, SLOTS
 from tests.pthnet.plain_pth_net import PlainPTHNet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -280,3 +281,22 @@ def test_rows_worth_computing_hold_every_valid_slot_once_in_few_sizes(valid: lis
     near = {at for at in range(len(valid)) if any(valid[max(0, at - reach) : at + reach + 1])}
     assert near <= set(rows.tolist())
     assert len(rows) == min(-(-len(near) // ROWS) * ROWS, len(valid))
+
+
+@pytest.mark.parametrize("levels", [LEVELS, ("high",), ("middle", "low")])
+def test_the_forms_for_gpus_are_those_for_cpus(levels: tuple[str, ...]) -> None:
+    layout = Layout.of(levels, tuple(SLOTS[level] for level in levels), torch.device("cpu"))
+    x = torch.randn(3, sum(layout.lengths), 8, 2, dtype=torch.float64)
+    per_level = layout.mean(x)
+    torch.testing.assert_close(packed._mixed(packed._averages(layout, x.dtype), x), per_level)
+    torch.testing.assert_close(
+        packed._mixed(packed._members(layout, x.dtype), per_level), layout.spread(per_level).expand_as(x)
+    )
+    convolutions = [packed.Depthwise(16, kernel).double() for kernel in (3, 3, 3, 5, 3, 1)]
+    for convolution in convolutions:
+        torch.nn.init.normal_(convolution.bias)
+    chosen = [convolutions[part * 3 + LEVELS.index(level)] for part in range(2) for level in levels]
+    for ours, theirs in zip(
+        packed._packed_at_once(chosen, layout), packed._packed_by_level(chosen, layout), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs.expand_as(ours))
