@@ -49,8 +49,8 @@ class FeatureBackbone(Protocol):
     def extract(self, segments: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Features of several segments, each [n, dim] float32, on the host."""
 
-    def rate(self, micro_batch: int, *, compiled: bool = True) -> float:
-        """Windows per second of a bare forward loop; 0 where that says nothing."""
+    def rate(self, micro_batch: int, *, compiled: bool = True, seconds: float = 1.0) -> float:
+        """Windows per second of a bare forward loop of so many seconds; 0 where that says nothing."""
 
 
 class Backbone:
@@ -259,7 +259,7 @@ class NullBackbone:
         self.micro_batch = micro_batch
         self.copy_s = 0.0
 
-    def rate(self, micro_batch: int, *, compiled: bool = True) -> float:
+    def rate(self, micro_batch: int, *, compiled: bool = True, seconds: float = 1.0) -> float:
         """0: a bare loop over nothing has no rate."""
         return 0.0
 

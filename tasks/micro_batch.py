@@ -70,7 +70,7 @@ def micro_batch_of(backbone: Any) -> int:
     key = f"{name}, {extractor.backbone} {extractor.image_size} {extractor.precision}, torch {torch.__version__}"
 
     def find() -> int:
-        found = fastest(lambda size: backbone.rate(size, compiled=False))
+        found = fastest(lambda size: backbone.rate(size, compiled=False, seconds=0.3))
         torch.cuda.empty_cache()  # what the largest took
         return found
 
