@@ -203,13 +203,10 @@ def test_the_null_backbone_costs_nothing_and_claims_nothing():
 
 def test_nothing_to_extract_is_no_error(tiny):
     assert tiny.extract([], []) == []
-    frames, _ = clip(3)
-    assert tiny.features(torch.from_numpy(frames).to(tiny.device), torch.zeros(0, 16, dtype=torch.int64)).shape == (
-        0,
-        192,
-    )
+    frames = torch.from_numpy(clip(3)[0]).to(tiny.device)
+    assert tiny.features(frames, torch.zeros(0, 16, dtype=torch.int64)).shape == (0, 192)
     with pytest.raises(ModelError, match=r"\[B, 16\] frames; found \[2, 8\]"):
-        tiny.features(torch.from_numpy(frames), torch.zeros(2, 8, dtype=torch.int64))
+        tiny.features(frames, torch.zeros(2, 8, dtype=torch.int64))
 
 
 def test_precision_follows_the_hardware(monkeypatch):
