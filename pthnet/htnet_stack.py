@@ -21,74 +21,155 @@ State = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 # G models, B batch, P positions of the grid, C channels; tokens are [G, B * P, C], positions row by row
 
 
-def _window_taps(x: Tensor, side: int) -> list[Tensor]:
-    """The nine shifted views [B', side, side, C] of a zero-padded map [B', side + 2, side + 2, C]."""
-    return [x[:, row : row + side, column : column + side] for row in range(3) for column in range(3)]
+class _Convolution(torch.autograd.Function):
+    """3x3 convolution, zero padded: x [G, B, side, side, C], weight [G, out, 3, 3, C], bias [G, out] -> [G, B P, out].
 
-
-class _Neighbours(torch.autograd.Function):
-    """[B', side, side, C] -> [B' side side, 9 C]: every position beside its eight neighbours, zero outside the grid."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        _, side, _, channels = ctx.shape = x.shape  # type: ignore[attr-defined]
-        return torch.cat(_window_taps(F.pad(x, (0, 0, 1, 1, 1, 1)), side), dim=-1).reshape(-1, 9 * channels)
+    Every position is put beside its neighbours in its row only, which copies three positions and not nine. The kernel's
+    three rows are then products with whole rows of the grid, of which the outer two lack one. Rows come first in
+    memory, so that several of them are one matrix.
+    """
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        batch, side, _, channels = ctx.shape  # type: ignore[attr-defined]
-        padded = gradient.new_zeros(batch, side + 2, side + 2, channels)
-        taps = gradient.reshape(batch, side, side, 9, channels)
-        for k, view in enumerate(_window_taps(padded, side)):
-            view += taps[:, :, :, k]
-        return padded[:, 1:-1, 1:-1]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        models, batch, side, _, channels = x.shape
+        beside = x.new_zeros(models, side, batch, side, 3, channels)
+        for column, (to, source) in enumerate(_BESIDE):
+            beside[:, :, :, to, column] = x.transpose(1, 2)[:, :, :, source]
+        beside = beside.view(models, side, batch * side, 3 * channels)
+        ctx.save_for_backward(beside, weight)
+        out = torch.baddbmm(bias[:, None], beside.flatten(1, 2), weight[:, :, 1].flatten(2).mT)
+        by_row = out.view(models, side, batch * side, -1)
+        for row, (to, source) in ((0, _BESIDE[0]), (2, _BESIDE[2])):
+            kernel = weight[:, :, row].flatten(2).mT
+            by_row[:, to].flatten(1, 2).baddbmm_(beside[:, source].flatten(1, 2), kernel)
+        return by_row.view(models, side, batch, side, -1).transpose(1, 2).reshape(models, batch * side * side, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        beside, weight = ctx.saved_tensors
+        models, side, across, _ = beside.shape
+        batch, channels = across // side, weight.shape[-1]
+        gradient = gradients[0].reshape(models, batch, side, side, -1).transpose(1, 2).reshape(models, side, across, -1)
+        whole = gradient.flatten(1, 2)
+        of_beside = torch.bmm(whole, weight[:, :, 1].flatten(2)).view(beside.shape)
+        of_weight = torch.empty_like(weight)
+        of_weight[:, :, 1] = torch.bmm(whole.mT, beside.flatten(1, 2)).view_as(of_weight[:, :, 1])
+        for row, (to, source) in ((0, _BESIDE[0]), (2, _BESIDE[2])):
+            part = gradient[:, to].flatten(1, 2)
+            of_beside[:, source].flatten(1, 2).baddbmm_(part, weight[:, :, row].flatten(2))
+            product = torch.bmm(part.mT, beside[:, source].flatten(1, 2))
+            of_weight[:, :, row] = product.view_as(of_weight[:, :, row])
+        taps = of_beside.view(models, side, batch, side, 3, channels)
+        of_x = taps.new_empty(models, batch, side, side, channels)
+        by_row = of_x.transpose(1, 2)
+        by_row.copy_(taps[:, :, :, :, 1])
+        for column, (to, source) in ((0, _BESIDE[0]), (2, _BESIDE[2])):
+            by_row[:, :, :, source] += taps[:, :, :, to, column]
+        return of_x, of_weight, whole.sum(1)
+
+
+# (positions written, positions read) along a row or a column by the first, middle and last tap of a kernel of three
+_BESIDE = (
+    (slice(1, None), slice(None, -1)),
+    (slice(None), slice(None)),
+    (slice(None, -1), slice(1, None)),
+)
 
 
 class _Linear(torch.autograd.Function):
-    """x [G, T, in] times weight [G, out, in] transposed, plus bias [G, out] or None, plus residual [G, T, out] or None.
+    """x [G, T, in] times weight [G, out, in] transposed, plus bias [G, out].
 
     Its own backward, because autograd's transposes the weights' gradients, which must then be copied into place.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.biased, ctx.added = bias is not None, residual is not None
-        if residual is not None:
-            out = torch.baddbmm(residual, x, weight.mT)
-            return out if bias is None else out.add_(bias[:, None])
-        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        return (
-            torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None,
-            torch.bmm(gradient.mT, x),
-            gradient.sum(1) if ctx.biased else None,
-            gradient if ctx.added else None,
-        )
+        of_x = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        return of_x, torch.bmm(gradient.mT, x), gradient.sum(1)
 
 
-class _Composed(torch.autograd.Function):
-    """x + normed W_v^T W_out^T + bias, the two maps multiplied first: pays off with many more tokens than channels."""
+class _Layer(torch.autograd.Function):
+    """A transformer layer: y = x + W_out W_v norm(x) + b_out, then y + W_narrow gelu(W_wide norm(y) + b_wide) + b.
+
+    One node of the graph with its own backward, which writes over what is no longer needed: a layer's eleven operations
+    are too short for autograd's bookkeeping, and on a CPU memory just written is still in the cache.
+    """
 
     @staticmethod
-    def forward(ctx: Any, normed: Tensor, to_v: Tensor, to_out: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        both = torch.bmm(to_out, to_v)  # [G, C, C]
-        ctx.save_for_backward(normed, to_v, to_out, both)
-        return torch.baddbmm(x, normed, both.mT).add_(bias[:, None])
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        gain, bias, to_v, to_out, out_bias, gain_2, bias_2, wide, wide_bias, narrow, narrow_bias = parameters
+        normed, *norm = _normed(x, gain, bias)
+        # The two maps are multiplied first where there are many more tokens than channels.
+        composed = torch.bmm(to_out, to_v) if x.shape[1] >= 4 * x.shape[2] else None
+        v = torch.bmm(normed, to_v.mT) if composed is None else normed
+        y = torch.baddbmm(x, v, (to_out if composed is None else composed).mT).add_(out_bias[:, None])
+        normed_2, *norm_2 = _normed(y, gain_2, bias_2)
+        before = torch.baddbmm(wide_bias[:, None], normed_2, wide.mT)
+        hidden = F.gelu(before)
+        ctx.of_norms = len(norm)
+        ctx.save_for_backward(x, y, normed, normed_2, v, before, hidden, composed, *norm, *norm_2, *parameters)
+        return torch.baddbmm(y, hidden, narrow.mT).add_(narrow_bias[:, None])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         (gradient,) = gradients
-        normed, to_v, to_out, both = ctx.saved_tensors
-        of_both = torch.bmm(gradient.mT, normed)
-        of_v, of_out = torch.bmm(to_out.mT, of_both), torch.bmm(of_both, to_v.mT)
-        return torch.bmm(gradient, both), of_v, of_out, gradient.sum(1), gradient
+        x, y, normed, normed_2, v, before, hidden, composed, *rest = ctx.saved_tensors
+        norm, norm_2, parameters = rest[: ctx.of_norms], rest[ctx.of_norms : 2 * ctx.of_norms], rest[2 * ctx.of_norms :]
+        gain, bias, to_v, to_out, _, gain_2, bias_2, wide, _, narrow, _ = parameters
+        of_narrow, of_narrow_bias = torch.bmm(gradient.mT, hidden), gradient.sum(1)
+        of_hidden = torch.bmm(gradient, narrow)
+        of_before = torch.ops.aten.gelu_backward.grad_input(of_hidden, before, grad_input=of_hidden)
+        of_wide, of_wide_bias = torch.bmm(of_before.mT, normed_2), of_before.sum(1)
+        of_y, of_gain_2, of_bias_2 = _normed_backward(torch.bmm(of_before, wide), y, gain_2, bias_2, norm_2)
+        of_y += gradient
+        of_out_bias = of_y.sum(1)
+        if composed is None:
+            of_out, of_v = torch.bmm(of_y.mT, v), torch.bmm(of_y, to_out)
+            of_to_v, of_normed = torch.bmm(of_v.mT, normed), torch.bmm(of_v, to_v)
+        else:
+            of_both = torch.bmm(of_y.mT, normed)
+            of_out, of_to_v = torch.bmm(of_both, to_v.mT), torch.bmm(to_out.mT, of_both)
+            of_normed = torch.bmm(of_y, composed)
+        of_x, of_gain, of_bias = _normed_backward(of_normed, x, gain, bias, norm)
+        of_x += of_y
+        first = of_x, of_gain, of_bias, of_to_v, of_out, of_out_bias
+        return *first, of_gain_2, of_bias_2, of_wide, of_wide_bias, of_narrow, of_narrow_bias
+
+
+_EPS = 1e-5
+
+
+def _normed(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Layer norm of x [G, T, C] by each model's gain and bias [G, C, ...]; and what the way back needs beside them."""
+    channels = x.shape[-1:]
+    if len(x) == 1:
+        return torch.native_layer_norm(x, channels, gain.flatten(), bias.flatten(), _EPS)
+    plain, mean, scale = torch.native_layer_norm(x, channels, None, None, _EPS)
+    return torch.addcmul(bias.flatten(1)[:, None], plain, gain.flatten(1)[:, None]), mean, scale, plain
+
+
+def _normed_backward(
+    gradient: Tensor, x: Tensor, gain: Tensor, bias: Tensor, kept: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gain and bias; `gradient` may be written over."""
+    backward, channels = torch.ops.aten.native_layer_norm_backward, x.shape[-1:]
+    if len(x) == 1:
+        mean, scale = kept
+        given = gain.flatten(), bias.flatten()
+        of_x, of_gain, of_bias = backward(gradient, x, channels, mean, scale, *given, [True, True, True])
+    else:
+        mean, scale, plain = kept
+        of_bias, of_gain = gradient.sum(1), (gradient * plain).sum(1)
+        gradient *= gain.flatten(1)[:, None]
+        of_x, _, _ = backward(gradient, x, channels, mean, scale, None, None, [True, False, False])
+    return of_x, of_gain.reshape(gain.shape), of_bias.reshape(bias.shape)
 
 
 class _Dense(torch.autograd.Function):
@@ -117,6 +198,13 @@ class _Dense(torch.autograd.Function):
 
 # (position written, position read, row and column of the kernel between them)
 _TAPS_OF_TWO_BY_TWO = [(v, u, 1 + u // 2 - v // 2, 1 + u % 2 - v % 2) for v in range(4) for u in range(4)]
+
+
+# In the order that `_Layer` takes them.
+_OF_A_LAYER = (
+    *("0.norm.g", "0.norm.b", "0.fn.to_v.weight", "0.fn.to_out.0.weight", "0.fn.to_out.0.bias"),
+    *("1.norm.g", "1.norm.b", "1.fn.net.0.weight", "1.fn.net.0.bias", "1.fn.net.3.weight", "1.fn.net.3.bias"),
+)
 
 
 class HTNetStack:
@@ -203,9 +291,7 @@ class HTNetStack:
             x = x + self.parameters[f"layers.{level}.0.pos_emb"][:, :, None]
             for layer in range(depth):
                 name = f"layers.{level}.0.layers.{layer}"
-                x = self._attend(x, name)
-                hidden = F.gelu(self._linear(self._norm(x, f"{name}.1.norm"), f"{name}.1.fn.net.0"))
-                x = self._linear(hidden, f"{name}.1.fn.net.3", x)
+                x = _Layer.apply(x, *(self.parameters[f"{name}.{part}"] for part in _OF_A_LAYER))
             if level < len(self.config.depths) - 1:
                 x = self._norm(self._convolve(x, f"layers.{level}.1.0", batch, side), f"layers.{level}.1.1")
                 maps = x.reshape(models * batch, side, side, -1).permute(0, 3, 1, 2)
@@ -217,16 +303,8 @@ class HTNetStack:
         pooled = self._norm(x, "mlp_head.0").reshape(models, batch, side * side, -1).mean(dim=2)
         return self._linear(pooled, "mlp_head.2")
 
-    def _attend(self, x: Tensor, name: str) -> Tensor:
-        normed, to_v = self._norm(x, f"{name}.0.norm"), self.parameters[f"{name}.0.fn.to_v.weight"]
-        out = f"{name}.0.fn.to_out.0"
-        if x.shape[1] < 4 * x.shape[2]:
-            return self._linear(_Linear.apply(normed, to_v), out, x)
-        return _Composed.apply(normed, to_v, self.parameters[f"{out}.weight"], self.parameters[f"{out}.bias"], x)
-
-    def _linear(self, x: Tensor, name: str, residual: Tensor | None = None) -> Tensor:
-        parameters = self.parameters
-        return _Linear.apply(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], residual)
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return _Linear.apply(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         gain, bias = self.parameters[f"{name}.g"], self.parameters[f"{name}.b"]
@@ -242,8 +320,7 @@ class HTNetStack:
         if side == 2:
             out = _Linear.apply(x.reshape(models, batch, 4 * channels), _Dense.apply(weight), bias.repeat(1, 4))
             return out.reshape(models, batch * 4, wide)
-        columns = _Neighbours.apply(x.reshape(models * batch, side, side, channels)).reshape(models, -1, 9 * channels)
-        return _Linear.apply(columns, weight.flatten(2), bias)
+        return _Convolution.apply(x.reshape(models, batch, side, side, channels), weight, bias)
 
 
 def stack_of(config: HTNetConfig, seeds: Sequence[int], device: torch.device | str = "cpu") -> HTNetStack:

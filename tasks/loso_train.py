@@ -123,7 +123,7 @@ def bytes_of_fold(config: HTNetConfig, batch_size: int) -> int:
 
     Four times what is trained (weights, gradients, Adam's two moments), and what a step keeps for its way back, in
     floats per token and channel: 15 of a layer (x and its norm, plain and scaled, twice each; v; the hidden layer
-    before and after GELU, four each; the sum before the perceptron counts as its x), 17 of a 3x3 convolution (nine
+    before and after GELU, four each; the sum before the perceptron counts as its x), 11 of a 3x3 convolution (three
     neighbours; output and its norm, plain and scaled, and the pooled maps, two each).
     """
     with torch.device("meta"):
@@ -132,7 +132,7 @@ def bytes_of_fold(config: HTNetConfig, batch_size: int) -> int:
     kept = 0
     for level, depth in enumerate(config.depths):
         last = level == len(config.depths) - 1
-        kept += (config.grid >> level) ** 2 * (config.dim << level) * (15 * depth + (0 if last else 17))
+        kept += (config.grid >> level) ** 2 * (config.dim << level) * (15 * depth + (0 if last else 11))
     return 4 * (4 * trained + batch_size * kept)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pthnet import matmul
 from pthnet.errors import ModelError
 from pthnet.htnet import HTNet, HTNetConfig
-from pthnet.htnet_stack import HTNetStack, stack_of
+from pthnet.htnet_stack import HTNetStack, _Convolution, _Layer, stack_of
 from pthnet.matmul import FLOAT32_ERROR, fastest_exact_matmul, float32_on_cuda
 
 SMALL = HTNetConfig(dim=12, depths=(1, 1, 2))
@@ -74,6 +74,33 @@ def test_twenty_adam_steps_of_a_stack_are_those_of_full_attention_models(images,
                 rows = 2 * len(value) // 3
                 assert torch.equal(value[:rows], before[index][name][:rows]), "Adam leaves q and k where they were"
                 assert torch.equal(exported[name][:rows], value[:rows])
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_the_gradients_of_a_layer_are_its_own(models, tokens):
+    channels, hidden, draw = 4, 8, torch.Generator().manual_seed(0)
+    shapes = [(tokens, channels), (channels,), (channels,), (3, channels), (channels, 3), (channels,)]
+    shapes += [(channels,), (channels,), (hidden, channels), (hidden,), (channels, hidden), (channels,)]
+    given = [torch.randn(models, *shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes]
+    assert torch.autograd.gradcheck(_Layer.apply, given)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_the_convolution_and_its_gradients_are_pytorch_s(side):
+    draw = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(2, *shape, generator=draw, dtype=torch.float64).requires_grad_()
+        for shape in ((3, side, side, 2), (4, 3, 3, 2), (4,))
+    )
+    expected = [
+        F.conv2d(one.permute(0, 3, 1, 2), kernel.permute(0, 3, 1, 2), added, padding=1)
+        .permute(0, 2, 3, 1)
+        .reshape(-1, 4)
+        for one, kernel, added in zip(x, weight, bias, strict=True)
+    ]
+    torch.testing.assert_close(_Convolution.apply(x, weight, bias), torch.stack(expected))
+    assert torch.autograd.gradcheck(_Convolution.apply, (x, weight, bias))
 
 
 def test_stacks_whose_blocks_hold_several_tokens_are_refused():

@@ -138,7 +138,7 @@ def test_the_estimated_memory_of_a_fold_is_what_a_step_holds(config, batch):
 def test_a_gpu_takes_the_folds_that_three_quarters_of_its_memory_hold(monkeypatch):
     memory = SimpleNamespace(total_memory=80e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-    assert folds_at_once(HTNetConfig(), torch.device("cuda")) == 25
+    assert folds_at_once(HTNetConfig(), torch.device("cuda")) == 26
     assert folds_at_once(HTNetConfig(), torch.device("cuda"), batch_size=100_000) == 1
     assert folds_at_once(HTNetConfig(), torch.device("cpu")) == 2
 
