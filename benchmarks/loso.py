@@ -126,7 +126,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--folds", type=int, help="of the 68; all, on a GPU 16")
     parser.add_argument("--round", type=int, help="folds between two changes of arm; 4, on a GPU one stack")
-    parser.add_argument("--at-once", type=int, help="folds in a stack; 2, on a GPU what fits, but at most 16")
+    parser.add_argument("--at-once", type=int, help="folds in a stack; 1, on a GPU what fits, but at most 16")
     parser.add_argument("--workers", type=int, default=cores, help="processes of the stacked arm; a GPU has one")
     parser.add_argument("--threads", type=int, default=cores, help="of the plain arm")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -140,7 +140,7 @@ def arguments() -> argparse.Namespace:
     given.folds = min(given.folds or (16 if gpu else 68), 68)
     if given.at_once is None:
         fits = folds_at_once(HTNetConfig(dim=given.dim), torch.device(given.device))
-        given.at_once = min(fits, 16, given.folds) if gpu else 2
+        given.at_once = min(fits, 16, given.folds)
     given.round = given.round or (given.at_once if gpu else 4)
     if gpu and given.epochs < 2:
         parser.error("on a GPU the first epoch is not timed; --epochs must be at least 2")

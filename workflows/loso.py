@@ -97,7 +97,7 @@ def loso(
         HTNet: matrix products and convolutions with TF32's 10-bit mantissa on GPUs that have it, several times faster
         than the float32 of the default. Ignored on a CPU.
     folds_at_once
-        Folds trained as one stack in a task; by default two on a CPU, on a GPU what is estimated to fit.
+        Folds trained as one stack in a task; by default one on a CPU, on a GPU what is estimated to fit.
     cpus_per_task
         Cores that a task holds.
     gpus_per_task

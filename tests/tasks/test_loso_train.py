@@ -140,7 +140,7 @@ def test_a_gpu_takes_the_folds_that_three_quarters_of_its_memory_hold(monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     assert folds_at_once(HTNetConfig(), torch.device("cuda")) == 26
     assert folds_at_once(HTNetConfig(), torch.device("cuda"), batch_size=100_000) == 1
-    assert folds_at_once(HTNetConfig(), torch.device("cpu")) == 2
+    assert folds_at_once(HTNetConfig(), torch.device("cpu")) == 1
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 0}, {"learning_rate": 0.0}, {"selection": "best"}])
