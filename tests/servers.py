@@ -108,9 +108,15 @@ def free_port() -> int:
 @contextmanager
 def rgw(folder: Path) -> Iterator[S3Server]:
     """A real S3 server, its objects in memory."""
-    port = free_port()
     environment = {**os.environ, "RGW_STORE": "memstore", "RGW_STORE_BYTES": str(1 << 30)}
-    subprocess.run(["bash", RGW_SCRIPT, "start", folder, str(port)], check=True, env=environment, capture_output=True)
+    for left in (2, 1, 0):  # another process may take a port between its being found free and used
+        port = free_port()
+        command = ["bash", RGW_SCRIPT, "start", folder, str(port)]
+        started = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+        if started.returncode == 0:
+            break
+        if not left:
+            raise RuntimeError(f"Ceph's gateway did not start: {started.stderr}")
     try:
         yield S3Server(f"http://127.0.0.1:{port}")
     finally:
