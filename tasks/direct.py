@@ -16,7 +16,7 @@ from storage.sources import list_clips
 
 MOST_FRAMES = 1024  # of a clip in one request; longer ones are for `pthnet predict`
 # A clip of a few seconds has some ten windows: padding them to the pipeline's 64 would take several times as long, and
-# compiling the encoder would keep the first request waiting for a minute or more.
+# compiling the encoder's blocks would keep the first request waiting for seconds.
 GPU_MICRO_BATCH = 8
 
 

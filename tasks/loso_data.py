@@ -64,7 +64,7 @@ def leave_one_out(subjects: NDArray[np.str_]) -> list[Fold]:
     return [Fold(n, name, rows[subjects != name], rows[subjects == name]) for n, name in enumerate(order)]
 
 
-def refuse_leakage(folds: Iterable[Fold], subjects: NDArray[np.str_], images: NDArray[np.uint8] | None = None) -> None:
+def refuse_leakage(folds: Iterable[Fold], subjects: NDArray[np.str_], samples: MicroSet | None = None) -> None:
     """StorageError when a fold trains on its own test subject, or two people share one and the same image."""
     problems: dict[str, list[str]] = {}
     for fold in folds:
@@ -72,13 +72,15 @@ def refuse_leakage(folds: Iterable[Fold], subjects: NDArray[np.str_], images: ND
             problems.setdefault("trained on the subjects they test", []).append(
                 f"fold {fold.number + 1}: {', '.join(shared)}"
             )
-    if images is not None:
+    if samples is not None:
         seen: dict[bytes, int] = {}
-        for row, image in enumerate(images):
+        for row, image in enumerate(samples.images):
             first = seen.setdefault(image.tobytes(), row)
             if subjects[first] != subjects[row]:
-                problems.setdefault("one image under two subjects", []).append(f"{subjects[first]} and {subjects[row]}")
-    refuse(problems, "test subjects leak into training; a score from such folds says nothing")
+                pair = " and ".join(f"{samples.names[at]} of {subjects[at]}" for at in (first, row))
+                problems.setdefault("one image under two subjects", []).append(pair)
+    headline = "test subjects leak into training, and a score from such folds says nothing"
+    refuse(problems, f"{headline}; keep each sample under one subject, and each subject on one side")
 
 
 def read_published(flow: Path, combined: Path) -> MicroSet:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.train_settings import TrainSettings
 
 MOST_THREADS = 8  # past this a step of batch 32 gains nothing
-MOST_A_GPU = 4  # trainings of one worker on a GPU: a step is many small kernels, and launching them takes most of it
+MOST_A_GPU = 4  # trainings of one worker on a GPU: the kernels of a step are too small to fill it
 # Ray Train asks its workers every 2 s and takes one report at a time: short epochs would wait for it.
 POLL_S = "0.25"
 

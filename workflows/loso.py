@@ -198,7 +198,7 @@ def _htnet(
         raise StorageError("HTNet reads flow images: name their folder with --flow; `pthnet flow` makes them")
     samples = loso_data.read_published(flow, combined) if combined else loso_data.read_subject_folders(flow)
     folds = loso_data.leave_one_out(samples.subjects)
-    loso_data.refuse_leakage(folds, samples.subjects, samples.images)
+    loso_data.refuse_leakage(folds, samples.subjects, samples)
     points = loso_data.read_landmarks(landmarks, samples.names.tolist()) if landmarks else None
     images = loso_data.network_input(samples.images, points, axes, crop=not whole)
     settings = LosoSettings(

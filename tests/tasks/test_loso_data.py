@@ -11,6 +11,7 @@ from pthnet.flow import FALLBACK_LANDMARKS, four_parts
 from storage.errors import StorageError
 from tasks.loso_data import (
     Fold,
+    MicroSet,
     leave_one_out,
     network_input,
     read_landmarks,
@@ -115,9 +116,10 @@ def test_subject_leakage_is_refused():
     leaking = Fold(0, "a", np.array([0, 2]), np.array([1]))
     with pytest.raises(StorageError, match="fold 1: a"):
         refuse_leakage([leaking], subjects)
-    same = np.zeros((3, 28, 28, 3), np.uint8)
-    with pytest.raises(StorageError, match="one image under two subjects"):
-        refuse_leakage([], subjects, same)
+    names, same = np.array(["x", "y", "z"]), np.zeros((3, 28, 28, 3), np.uint8)
+    samples = MicroSet(names, np.array(["set"] * 3), subjects, np.zeros(3, np.int64), same)
+    with pytest.raises(StorageError, match=r"one image under two subjects \(1\): x of a and z of b"):
+        refuse_leakage([], subjects, samples)
 
 
 @pytest.fixture
